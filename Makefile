@@ -1,0 +1,44 @@
+# "make help" lists the targets. Each one sets itself up: a fresh checkout needs Python 3.11 alone.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so a setup that was cut short is never taken for a complete one.
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test test-slow lint demo benchmark clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: $(READY) ## create .venv with every dependency
+
+$(READY): setup.cfg pyproject.toml tools/system_libraries.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { \
+	  echo 'dr2net needs Python 3.11 and "$(PYTHON)" did not start or is older.' \
+	       'Install Python 3.11, or name one: make PYTHON=/path/to/python3.11 setup' >&2; exit 1; }
+	@$(PYTHON) tools/system_libraries.py
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[video,dev]'
+	@touch $(READY)
+
+lint: setup ## ruff over everything, mypy over dr2net/
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint ## lint, then every test that is not slow (under 20 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+demo: setup ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
+	$(BIN)/python tools/demo_video.py
+
+benchmark: setup ## memory and time per training step, in a small setting
+	$(BIN)/python tools/benchmark.py
+
+clean: ## remove .venv and everything that training wrote
+	rm -rf $(VENV) work_dirs data/demo

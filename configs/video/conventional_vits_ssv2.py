@@ -1,0 +1,20 @@
+"""VideoMAE's ViT-S finetuned conventionally on Something-Something V2.
+
+    python tools/train.py configs/video/conventional_vits_ssv2.py
+    tools/dist_train.sh configs/video/conventional_vits_ssv2.py 8
+    python tools/test.py configs/video/conventional_vits_ssv2.py CHECKPOINT
+
+Recipe: scripts/ssv2/videomae_vit_small_patch16_224_tubemasking_ratio_0.9_epoch_2400/finetune.sh of
+https://github.com/MCG-NJU/VideoMAE, on 32 processes of 12 videos.
+"""
+
+_base_ = "./conventional_vitb_ssv2.py"
+
+model = dict(backbone=dict(embed_dims=384, num_heads=6), cls_head=dict(in_channels=384))
+train_dataloader = dict(batch_size=12)
+train_cfg = dict(max_epochs=40)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.7))
+
+# The pretraining checkpoint (SSv2, ViT-S, 2400 epochs) of VideoMAE's model zoo, MODEL_ZOO.md; as it
+# is downloaded, or in mmaction2's names. From scratch: --cfg-options load_from=None
+load_from = "checkpoints/videomae_vits_ssv2_pretrain_2400e.pth"

@@ -1,0 +1,32 @@
+"""Dr²Net: finetune pretrained networks reversibly, with the gradients of stored activations."""
+
+from . import diagnostics
+from .chain import ReversibleChain, residual
+from .conversion import (
+    chains,
+    convert,
+    get_coefficients,
+    is_convertible,
+    register_adapter,
+    set_coefficients,
+    set_reversible,
+)
+from .diagnostics import check_replay
+from .schedule import CoefficientSchedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CoefficientSchedule",
+    "ReversibleChain",
+    "chains",
+    "check_replay",
+    "convert",
+    "diagnostics",
+    "get_coefficients",
+    "is_convertible",
+    "register_adapter",
+    "residual",
+    "set_coefficients",
+    "set_reversible",
+]

@@ -1,0 +1,289 @@
+"""One coupling of a Dr²Net: its forward, its inverse and its gradient, in two arithmetics.
+
+A coupling takes the streams (x, y) and the output g = G(x; α) of its module to
+
+    x' = g + y          and back:    x = y' / β
+    y' = β · x                       y = x' − g
+
+(Zhao et al., "Dr²Net", CVPR 2024, arXiv 2401.04105, section 3). ``ExactArithmetic`` holds the
+streams as fixed-point integers, where the way back is exact: integer addition is undone by
+subtraction, and what the multiplication by β drops is kept in a few bits per element, as in
+Maclaurin et al. (2015) and MacKay et al. (2018). ``FloatArithmetic`` holds them in floating
+point, where every step back multiplies the rounding error by ``error_growth(α, β)``.
+
+The chain knows only the methods that both share: ``encode``, ``decode``, ``scale``, ``unscale``,
+``add``, ``subtract``, and the attributes ``beta``, ``dtype``, ``limit`` and ``invertible`` (whether
+the way back returns the same bits).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "ARITHMETICS",
+    "Arithmetic",
+    "ExactArithmetic",
+    "FloatArithmetic",
+    "check_arithmetic",
+    "check_coefficients",
+    "combine_gradients",
+    "error_growth",
+    "make_arithmetic",
+    "predicted_inverse_error",
+    "round_beta",
+    "stream_growth",
+]
+
+ARITHMETICS = ("exact", "exact64", "float")
+"""What ``arithmetic=`` accepts; ``exact64`` is ``exact`` with 64-bit words whatever α and β are."""
+
+BETA_BITS = 16
+BETA_ONE = 1 << BETA_BITS
+BETA_MIN = 2.0**-8
+
+# Fraction bits of a stream by its word. Values may use all of the word but one bit, so that the
+# sum of two of them never wraps: |x| ≤ 1024 in 32 bits, ≤ 2^30 in 64.
+FRACTION_BITS = {torch.int32: 20, torch.int64: 32}
+
+# Beyond this growth λ^N of the streams (here as its log2), 32-bit words have too little room above
+# the usual activations (up to about 60) of a pretrained network.
+LOG2_GROWTH_IN_32_BITS = 4.0
+
+
+def check_arithmetic(name: str) -> None:
+    """Raises ValueError if ``name`` is not one of ``ARITHMETICS``."""
+    if name not in ARITHMETICS:
+        raise ValueError(f"arithmetic={name!r} is unknown: use one of {ARITHMETICS}.")
+
+
+def check_coefficients(alpha: float, beta: float) -> None:
+    """Raises ValueError if α is negative or not finite, or β neither 0 nor in [2^-8, 1]."""
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha={alpha} is out of range: use a finite value ≥ 0, usually ≤ 1.")
+    if not (beta == 0 or BETA_MIN <= beta <= 1):
+        raise ValueError(
+            f"beta={beta} is out of range: use 0 (not reversible; with alpha=1 the pretrained "
+            f"network) or a value from 2^-8 = {BETA_MIN} to 1. A smaller β would need more than 8 "
+            "bits kept per element and coupling."
+        )
+
+
+def round_beta(beta: float) -> float:
+    """Returns the β that is used: the nearest fraction n / 2^16."""
+    return round(beta * BETA_ONE) / BETA_ONE
+
+
+def stream_growth(alpha: float, beta: float) -> float:
+    """λ: the factor by which streams grow at each coupling before the modules add anything."""
+    return (alpha + math.sqrt(alpha * alpha + 4 * beta)) / 2
+
+
+def error_growth(alpha: float, beta: float) -> float:
+    """g: the factor by which the inverse in floating point multiplies its error, each coupling."""
+    return 2 / (math.sqrt(alpha * alpha + 4 * beta) - alpha) if beta else math.inf
+
+
+def predicted_inverse_error(alpha: float, beta: float, couplings: int, dtype: torch.dtype) -> float:
+    """Relative error of the first activation of a chain when it is inverted in floating point.
+
+    The rounding error of the last coupling, in the ``dtype`` that the modules compute in, grown by
+    ``error_growth`` at each coupling on the way back. Above about 0.01 gradients are unusable.
+    """
+    if not beta:
+        return math.inf
+    log2_error = couplings * math.log2(error_growth(alpha, beta))
+    return 2.0 ** min(log2_error, 1000.0) * torch.finfo(dtype).eps
+
+
+def combine_gradients(
+    grad_branch: Tensor | None, grad_y: Tensor | None, beta: float
+) -> Tensor | None:
+    """Gradient of a coupling's input x, which feeds the module and, scaled by β, the stream y'.
+
+    Reversible and stored mode both call this one, so that they round alike.
+    """
+    if grad_branch is None:
+        return None if grad_y is None else grad_y * beta
+    if grad_y is None:
+        return grad_branch
+    return torch.add(grad_branch, grad_y, alpha=beta)
+
+
+@dataclass(frozen=True)
+class FloatArithmetic:
+    """Streams in floating point, as in RevNet and the Dr²Net paper: the inverse is approximate.
+
+    Attributes:
+        beta: as ``round_beta`` gives it.
+        dtype: of the tensors that modules see; streams are float32 at least.
+    """
+
+    beta: float
+    dtype: torch.dtype
+
+    limit = math.inf
+    invertible = False
+
+    def encode(self, x: Tensor) -> Tensor:
+        # detach(): never the caller's own tensor, which autograd is about to give a history.
+        return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+
+    def decode(self, stream: Tensor) -> Tensor:
+        return stream.detach().to(self.dtype)
+
+    def scale(self, x: Tensor, keep_remainder: bool = True) -> tuple[Tensor, None]:
+        return x * self.beta, None
+
+    def unscale(self, y: Tensor, remainder: Tensor | None) -> Tensor:
+        return y / self.beta
+
+    def add(self, y: Tensor, g: Tensor) -> Tensor:
+        return y + g.detach()
+
+    def subtract(self, x: Tensor, g: Tensor) -> Tensor:
+        return x - g.detach()
+
+
+@dataclass(frozen=True)
+class ExactArithmetic:
+    """Streams as integers X = round(x · 2^k), so that the inverse returns the same bits.
+
+    Y = ⌊n·X / 2^16⌋ with β = n / 2^16; the remainder r = X − ⌈Y·2^16 / n⌉ is what the floor drops.
+
+    Attributes:
+        beta: as ``round_beta`` gives it, not 0.
+        dtype: of the tensors that modules see.
+        word: ``torch.int32`` or ``torch.int64``.
+    """
+
+    beta: float
+    dtype: torch.dtype
+    word: torch.dtype = torch.int32
+
+    invertible = True
+
+    @property
+    def numerator(self) -> int:
+        return round(self.beta * BETA_ONE)
+
+    @property
+    def remainder_bits(self) -> int:
+        """Bits kept per element and coupling: ⌈log2⌈1/β⌉⌉, none at β = 1."""
+        return (-(-BETA_ONE // self.numerator) - 1).bit_length()
+
+    @property
+    def limit(self) -> float:
+        """Largest |x| of a stream and of a module's output: half of the word's range."""
+        return 2.0 ** (torch.iinfo(self.word).bits - 2 - FRACTION_BITS[self.word])
+
+    def encode(self, x: Tensor) -> Tensor:
+        # Multiplying by a power of two is exact, so the only rounding is round()'s.
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * 2.0 ** FRACTION_BITS[self.word]).round_().to(self.word)
+
+    def decode(self, stream: Tensor) -> Tensor:
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return stream.to(wide).mul_(2.0 ** -FRACTION_BITS[self.word]).to(self.dtype)
+
+    def scale(self, x: Tensor, keep_remainder: bool = True) -> tuple[Tensor, Tensor | None]:
+        n = self.numerator
+        if n == BETA_ONE:
+            return x, None
+        # X = high·2^16 + low. In 32 bits low·n may wrap to negative, but its 32 bits are right,
+        # and they are all that is used: the upper half goes to Y, the lower half t = n·X mod 2^16
+        # to the remainder, for r = X − ⌈(n·X − t) / n⌉ = ⌊t / n⌋.
+        product = (x & (BETA_ONE - 1)).mul_(n)
+        y = ((product >> BETA_BITS) & (BETA_ONE - 1)).add_(x >> BETA_BITS, alpha=n)
+        if not keep_remainder:
+            return y, None
+        # float32 is enough: t/n falls short of an integer by 1/n at least, 2^-16 of its size.
+        remainder = product.bitwise_and_(BETA_ONE - 1).to(torch.float32).div_(n).to(torch.uint8)
+        return y, _pack(remainder.flatten(), self.remainder_bits)
+
+    def unscale(self, y: Tensor, remainder: Tensor | None) -> Tensor:
+        n = self.numerator
+        if n == BETA_ONE:
+            return y
+        assert remainder is not None  # scale() returned it
+        # ⌈Y·2^16 / n⌉ = q·2^16 + ⌈(Y − q·n)·2^16 / n⌉ for any integer q: with q near Y / n the
+        # last term is small, and float64 gives its ceiling without error.
+        q = y.to(torch.float64).div_(n).to(self.word)
+        small = y.sub(q, alpha=n).to(torch.float64).mul_(BETA_ONE).div_(n).ceil_().to(self.word)
+        x = small.add_(q, alpha=BETA_ONE)
+        return x.add_(_unpack(remainder, self.remainder_bits, x.numel()).view(x.shape))
+
+    def add(self, y: Tensor, g: Tensor) -> Tensor:
+        # The stream comes first: the sum takes its memory layout, not the module output's.
+        return y + self.encode(g)
+
+    def subtract(self, x: Tensor, g: Tensor) -> Tensor:
+        return x - self.encode(g)
+
+
+Arithmetic = ExactArithmetic | FloatArithmetic
+
+
+def make_arithmetic(
+    name: str, alpha: float, beta: float, couplings: int, dtype: torch.dtype
+) -> Arithmetic:
+    """Returns the arithmetic of a chain of ``couplings`` couplings on inputs of ``dtype``.
+
+    ``exact`` takes 32-bit words unless the streams' predicted growth λ^N, or float64 inputs, ask
+    for 64.
+    """
+    if name == "float":
+        return FloatArithmetic(beta, dtype)
+    log2_growth = couplings * math.log2(stream_growth(alpha, beta))
+    fits = log2_growth <= LOG2_GROWTH_IN_32_BITS and dtype != torch.float64
+    narrow = name == "exact" and fits
+    return ExactArithmetic(beta, dtype, torch.int32 if narrow else torch.int64)
+
+
+def _fields(bits: int) -> list[tuple[int, int]]:
+    """Splits ``bits`` into (shift, width) fields whose widths divide a byte: 7 = 4 + 2 + 1."""
+    fields, shift = [], 0
+    for width in (8, 4, 2, 1):
+        if bits & width:
+            fields.append((shift, width))
+            shift += width
+    return fields
+
+
+def _pack(values: Tensor, bits: int) -> Tensor:
+    """Packs uint8 ``values`` (1-d, each below 2^bits) to ``bits`` bits each.
+
+    A byte takes its fields from places that lie a stride apart, so that packing is a few
+    operations on contiguous slices.
+    """
+    columns = []
+    for shift, width in _fields(bits):
+        per_byte = 8 // width
+        stride = -(-values.numel() // per_byte)
+        field = (values >> shift) & ((1 << width) - 1)
+        column = field[:stride].clone()
+        for place in range(1, per_byte):
+            part = field[place * stride : (place + 1) * stride]
+            column[: part.numel()] |= part << (place * width)
+        columns.append(column)
+    return columns[0] if len(columns) == 1 else torch.cat(columns)
+
+
+def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """Undoes ``_pack``: returns ``count`` uint8 values."""
+    values: Tensor | None = None
+    start = 0
+    for shift, width in _fields(bits):
+        per_byte = 8 // width
+        stride = -(-count // per_byte)
+        column = packed[start : start + stride]
+        start += stride
+        mask = (1 << width) - 1
+        field = torch.cat([(column >> (place * width)) & mask for place in range(per_byte)])[:count]
+        values = field if values is None else values | (field << shift)
+    assert values is not None
+    return values

@@ -1,0 +1,227 @@
+"""A chain of couplings: what stands in a network where its residual blocks stood.
+
+    x_i = G_i(x_{i-1}; α) + y_{i-1}        y_i = β · x_{i-1}        x_0 = x, y_0 = β · x
+
+(Zhao et al., arXiv 2401.04105, section 3). ``arithmetic.py`` has these equations for one coupling,
+``coupling.py`` has the couplings as autograd nodes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .arithmetic import (
+    check_arithmetic,
+    check_coefficients,
+    make_arithmetic,
+    predicted_inverse_error,
+    round_beta,
+)
+from .coupling import Branch, Pass, reversible_values, stored_values
+
+__all__ = ["ReversibleChain", "residual"]
+
+# Predicted relative error from which the float inverse is called untrustworthy: above it the
+# gradients of a 12-block ViT were measured to be off by more than a hundredth.
+UNTRUSTED_ERROR = 1e-2
+
+
+def residual(branch: Callable[..., Tensor]) -> Branch:
+    """Makes G(x; α) = F(x) + α·x of a function ``branch(block, x, *args, **kwargs)`` for F."""
+
+    @wraps(branch)
+    def with_shortcut(
+        block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        output = branch(block, x, *args, **kwargs)
+        if alpha == 0:
+            return output
+        return torch.add(output, x, alpha=alpha) if alpha != 1 else x + output
+
+    return with_shortcut
+
+
+class ReversibleChain(nn.Module):
+    """Stands where ``blocks`` stood and runs their branches as couplings of a Dr²Net.
+
+    Args:
+        blocks: the container (``nn.Sequential``, ``nn.ModuleList``) that the chain replaces. Its
+            blocks become children of the chain under their old names, so that parameter names do
+            not change; the chain is indexed, sliced and iterated like the container.
+        branches: for each block in turn, the functions that apply its modules, for example one for
+            attention and one for the MLP. They must be functions of a module's top level, and
+            reach tensors only through their arguments, so that a chain can be copied and pickled.
+
+    A call ``chain(x, *args, **kwargs)`` hands the further arguments to every branch; tensors among
+    them (masks, position embeddings), in containers too, get their gradients.
+    """
+
+    coefficients: Tensor
+
+    def __init__(self, blocks: nn.Module, branches: Sequence[Branch]):
+        super().__init__()
+        # _modules and not children(), which would pass over a block that stands there twice.
+        for key, block in blocks._modules.items():
+            assert block is not None
+            self.add_module(key, block)
+            hooks = [*block._forward_hooks.values(), *block._forward_pre_hooks.values()]
+            if not hooks:
+                block.register_forward_pre_hook(_refuse_direct_call)
+            elif hooks != [_refuse_direct_call]:
+                raise ValueError(
+                    f"block {key!r} ({type(block).__name__}) has forward hooks, which would not "
+                    "run in a reversible chain: remove them, or put them on its submodules."
+                )
+        self.branches = tuple(branches)
+        self.name = "chain"
+        self.arithmetic = "exact"
+        self.reversible = True
+        self.training = blocks.training
+        # A buffer, so that it is saved, copied to averaged models and sent to other processes;
+        # of integers, so that neither model.half() nor an average over models changes it.
+        self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64))
+        self.set_coefficients(1.0, 0.0)
+
+    def set_coefficients(self, alpha: float, beta: float) -> None:
+        """Sets (α, β); β is rounded to a multiple of 2^-16.
+
+        Raises:
+            ValueError: if α is negative or not finite, or β neither 0 nor in [2^-8, 1].
+        """
+        check_coefficients(alpha, beta)
+        pair = torch.tensor([alpha, round_beta(beta)], dtype=torch.float64)
+        self.coefficients.copy_(pair.view(torch.int64))
+
+    def get_coefficients(self) -> tuple[float, float]:
+        """Returns (α, β) as they are used."""
+        alpha, beta = self.coefficients.cpu().view(torch.float64).tolist()
+        check_coefficients(alpha, beta)  # the buffer may have been written by others
+        return alpha, round_beta(beta)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns x_N, of the shape and dtype of ``x`` (at β = 0: what the blocks return).
+
+        Raises:
+            ValueError: a module changes the shape.
+            FloatingPointError: NaN or infinity in a stream.
+            OverflowError: a stream leaves the range of its fixed-point word.
+        """
+        if len(self) == 0:
+            return x
+        return self.features(x, *args, blocks=[len(self) - 1], **kwargs)[0]
+
+    def features(self, x: Tensor, *args: Any, blocks: Sequence[int], **kwargs: Any) -> list[Tensor]:
+        """Returns the stream x after each of the ``blocks`` (indices), in their order.
+
+        Runs no further than the last of them. Each one keeps a pair of streams of its own.
+        """
+        outputs = {(block + 1) * len(self.branches) - 1: block for block in sorted(blocks)}
+        if not outputs or min(outputs) < 0 or max(blocks) >= len(self):
+            raise ValueError(f"blocks={list(blocks)}: {self.name} has blocks 0 to {len(self) - 1}.")
+        found = {}
+        for index, value in enumerate(self._values(x, outputs, args, kwargs)):
+            if index in outputs:
+                found[outputs[index]] = value
+        return [found[block] for block in blocks]
+
+    def _values(
+        self, x: Tensor, outputs: dict[int, int], args: tuple, kwargs: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        """Yields x_1, x_2, … up to the last of the couplings ``outputs``."""
+        alpha, beta = self.get_coefficients()
+        couplings = self.couplings()[: max(outputs) + 1]
+        if beta == 0:
+            for block, branch in couplings:
+                x = branch(block, x, alpha, *args, **kwargs)
+                yield x
+            return
+        this_pass = self.start_pass(alpha, beta, couplings, x, args, kwargs)
+        if self.reversible and self.training and torch.is_grad_enabled():
+            self._warn_if_inverse_is_untrusted(alpha, beta, this_pass)
+            yield from reversible_values(this_pass, x, outputs)
+        else:
+            yield from stored_values(this_pass, x)
+        this_pass.finish_forward()
+
+    def start_pass(
+        self,
+        alpha: float,
+        beta: float,
+        couplings: list[tuple[nn.Module, Branch]],
+        x: Tensor,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Pass:
+        """A pass through ``couplings``, in the arithmetic that the whole chain has."""
+        check_arithmetic(self.arithmetic)
+        if not x.is_floating_point():
+            raise ValueError(f"{self.name} got an input of {x.dtype}: it takes floating point.")
+        arithmetic = make_arithmetic(self.arithmetic, alpha, beta, len(self.couplings()), x.dtype)
+        names = [self.coupling_name(index) for index in range(len(couplings))]
+        return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs)
+
+    def couplings(self) -> list[tuple[nn.Module, Branch]]:
+        """The (block, branch) pairs of the chain, in order."""
+        return [(block, branch) for block in self for branch in self.branches]
+
+    def coupling_name(self, index: int) -> str:
+        """Names coupling ``index`` for messages: its block's path and its branch."""
+        block = list(self._modules)[index // len(self.branches)]
+        branch = self.branches[index % len(self.branches)]
+        return f"coupling {index} ({self.name}.{block}, {getattr(branch, '__name__', branch)})"
+
+    def _warn_if_inverse_is_untrusted(self, alpha: float, beta: float, this_pass: Pass) -> None:
+        if this_pass.arithmetic.invertible:
+            return
+        dtype = this_pass.autocast.compute_dtype(this_pass.device.type, this_pass.arithmetic.dtype)
+        error = predicted_inverse_error(alpha, beta, len(this_pass.couplings), dtype)
+        if error > UNTRUSTED_ERROR:
+            warnings.warn(
+                f"{self.name}: at (alpha, beta) = ({alpha:g}, {beta:g}) the inverse of "
+                f"{len(this_pass.couplings)} couplings in {dtype} is predicted to be off by a "
+                f"relative {error:.0e}, so gradients cannot be trusted. Use arithmetic='exact'.",
+                stacklevel=6,
+            )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # A pretrained file knows no coefficients: keep those set, without calling them missing.
+        state_dict.setdefault(prefix + "coefficients", self.coefficients)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        alpha, beta = self.get_coefficients()
+        names = ", ".join(getattr(branch, "__name__", str(branch)) for branch in self.branches)
+        return (
+            f"branches=({names}), alpha={alpha:g}, beta={beta:g}, arithmetic={self.arithmetic!r}, "
+            f"reversible={self.reversible}"
+        )
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter([block for block in self._modules.values() if block is not None])
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        if not isinstance(index, slice):
+            return list(self)[index]
+        part = ReversibleChain(nn.Sequential(), self.branches)
+        for key, block in list(self._modules.items())[index]:
+            part.add_module(key, block)
+        part.name, part.arithmetic, part.reversible = self.name, self.arithmetic, self.reversible
+        part.training = self.training
+        part.coefficients = self.coefficients
+        return part
+
+
+def _refuse_direct_call(block: nn.Module, inputs: tuple) -> None:
+    raise RuntimeError(
+        f"This {type(block).__name__} is part of a reversible chain, and alone it would ignore α "
+        "and β: call the chain, or chain.features(x, blocks=[...]) for the output of a block."
+    )

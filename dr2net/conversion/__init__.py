@@ -1,0 +1,209 @@
+"""From a network to reversible chains: ``convert`` and the registry of adapters.
+
+An adapter is a function that replaces, in a network of one family, the containers of residual
+blocks by ``ReversibleChain``s. There is one file per family; it is imported when a network of that
+family is converted, so that its library need not be installed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..arithmetic import check_arithmetic, check_coefficients
+from ..chain import ReversibleChain
+
+__all__ = [
+    "chains",
+    "convert",
+    "get_coefficients",
+    "is_convertible",
+    "register_adapter",
+    "set_coefficients",
+    "set_reversible",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+Adapter = Callable[..., None]
+
+# Qualified name of a network's class → the file here that registers its adapter.
+FAMILIES = {
+    "timm.models.vision_transformer.VisionTransformer": "timm_vit",
+    "mmaction.models.backbones.vit_mae.VisionTransformer": "mmaction_vit",
+}
+
+_adapters: dict[type[nn.Module], Adapter] = {}
+
+
+def register_adapter(network: type[nn.Module]) -> Callable[[Adapter], Adapter]:
+    """Decorator that makes a function the adapter of ``network`` and its subclasses.
+
+    The function takes the network, and keyword options of its own if it wants any, and puts a
+    ``ReversibleChain`` where each container of blocks stood. It raises ``ValueError`` for a
+    network that it cannot split.
+    """
+
+    def register(adapter: Adapter) -> Adapter:
+        _adapters[network] = adapter
+        return adapter
+
+    return register
+
+
+def convert(
+    model: Model,
+    alpha: float = 1.0,
+    beta: float = 0.1,
+    arithmetic: str = "exact",
+    **options: Any,
+) -> Model:
+    """Makes a pretrained network a Dr²Net, in place, and returns it.
+
+    Parameter names, and so checkpoints, stay what they were; (α, β) become part of the state_dict.
+
+    Args:
+        model: a network of a supported family, or one that contains such networks (a recognizer
+            around a backbone).
+        alpha, beta: the coefficients to start from; (1, 0) is the pretrained network, bit for bit.
+        arithmetic: ``"exact"`` (gradients are those of stored activations, bit for bit),
+            ``"exact64"`` (the same in 64-bit words, for activations beyond 1024) or ``"float"``
+            (as in the paper).
+        options: options of the family's adapter, such as ``fused_attention=True`` for mmaction2's
+            ViT.
+
+    Raises:
+        TypeError: the network's family has no adapter, or the adapter does not know an option.
+        ValueError: a value is out of range, the network is converted already, or it is of a
+            supported family but built of blocks that cannot be split.
+    """
+    if chains(model):
+        raise ValueError(
+            f"This {type(model).__name__} is converted already: use dr2net.set_coefficients to "
+            "change α and β."
+        )
+    check_coefficients(alpha, beta)
+    check_arithmetic(arithmetic)
+    networks = [module for module in model.modules() if _find_adapter(type(module))]
+    if not networks:
+        raise TypeError(_describe_unsupported(model))
+    for network in networks:
+        adapter = _find_adapter(type(network))
+        assert adapter is not None
+        _check_options(adapter, network, options)
+        adapter(network, **options)
+    for name, chain in _named_chains(model):
+        chain.name = name or "chain"
+        chain.arithmetic = arithmetic
+        chain.set_coefficients(alpha, beta)
+    return model
+
+
+def is_convertible(model: nn.Module) -> bool:
+    """Whether ``convert`` has an adapter for the network or a part of it."""
+    return any(_find_adapter(type(module)) for module in model.modules())
+
+
+def chains(model: nn.Module) -> list[ReversibleChain]:
+    """The chains of a converted network, in the order in which it holds them."""
+    return [chain for _, chain in _named_chains(model)]
+
+
+def set_coefficients(model: nn.Module, alpha: float, beta: float) -> None:
+    """Sets (α, β) of every chain; β is rounded to a multiple of 2^-16.
+
+    Raises:
+        ValueError: the network has no chains, α is negative or not finite, or β is neither 0 nor
+            in [2^-8, 1].
+    """
+    for chain in _require_chains(model):
+        chain.set_coefficients(alpha, beta)
+
+
+def get_coefficients(model: nn.Module) -> tuple[float, float]:
+    """Returns (α, β) as they are used; all chains of a network have the same.
+
+    Raises:
+        ValueError: the network has no chains, or chains with different coefficients.
+    """
+    found = {chain.get_coefficients() for chain in _require_chains(model)}
+    if len(found) > 1:
+        raise ValueError(
+            f"The chains have different coefficients {sorted(found)}: ask each of "
+            "dr2net.chains(model), or set them alike with dr2net.set_coefficients."
+        )
+    return found.pop()
+
+
+def set_reversible(model: nn.Module, reversible: bool) -> None:
+    """Chooses whether chains rebuild their activations in backward or store them.
+
+    Equations and gradients are the same either way, bit for bit in exact arithmetic.
+
+    Raises:
+        ValueError: the network has no chains.
+    """
+    for chain in _require_chains(model):
+        chain.reversible = reversible
+
+
+def _named_chains(model: nn.Module) -> list[tuple[str, ReversibleChain]]:
+    found = model.named_modules()
+    return [(name, module) for name, module in found if isinstance(module, ReversibleChain)]
+
+
+def _require_chains(model: nn.Module) -> list[ReversibleChain]:
+    found = chains(model)
+    if not found:
+        raise ValueError(
+            f"This {type(model).__name__} has no reversible chains: dr2net.convert it first."
+        )
+    return found
+
+
+def _find_adapter(network: type) -> Adapter | None:
+    for ancestor in network.__mro__:
+        file = FAMILIES.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
+        if file:
+            import_module(f"{__name__}.{file}")
+        if ancestor in _adapters:
+            return _adapters[ancestor]
+    return None
+
+
+def _check_options(adapter: Adapter, network: nn.Module, options: dict[str, Any]) -> None:
+    accepted = list(inspect.signature(adapter).parameters)[1:]
+    unknown = sorted(set(options) - set(accepted))
+    if unknown:
+        raise TypeError(
+            f"{', '.join(unknown)}: not an option for {type(network).__name__}, which takes "
+            f"{', '.join(accepted) or 'none'}."
+        )
+
+
+def _describe_unsupported(model: nn.Module) -> str:
+    known = sorted({*FAMILIES, *(f"{c.__module__}.{c.__qualname__}" for c in _adapters)})
+    families = "\n    ".join(known)
+    name = type(model).__name__
+    return f"""No adapter for {type(model).__module__}.{name}. Supported families:
+    {families}
+For another network, register an adapter that puts a chain where its blocks stand:
+
+    from dr2net import ReversibleChain, register_adapter, residual
+
+    @residual                                   # G(x; α) = F(x) + α·x, and this is F
+    def attention(block, x):
+        return block.attn(block.norm1(x))
+
+    @residual
+    def mlp(block, x):
+        return block.mlp(block.norm2(x))
+
+    @register_adapter({name})
+    def split(model):
+        model.blocks = ReversibleChain(model.blocks, (attention, mlp))
+
+The network's forward must then call self.blocks(x) once, not its blocks one by one."""

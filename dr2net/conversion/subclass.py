@@ -1,0 +1,41 @@
+"""Gives one network methods that call its chain, where its class loops over blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+__all__ = ["replace_methods"]
+
+
+def replace_methods(network: nn.Module, family: Any, *methods: Callable[..., Any]) -> None:
+    """Makes ``network`` an instance of a subclass of its class that has ``methods``.
+
+    A method that a class derived from ``family`` has overridden stays: only its author knows what
+    it does. If it runs the blocks one by one, they refuse with a message.
+    """
+    network.__class__ = _subclass(type(network), family, methods)
+
+
+@cache
+def _subclass(network: Any, family: Any, methods: tuple[Callable[..., Any], ...]) -> Any:
+    inherited = {
+        method.__name__: method
+        for method in methods
+        if getattr(network, method.__name__) is getattr(family, method.__name__)
+    }
+
+    # The subclass cannot be imported by name, so copies and pickles make it anew.
+    def reduce(self: nn.Module, protocol: int) -> tuple:
+        return _new_instance, (network, family, methods), self.__dict__
+
+    attributes = {**inherited, "__reduce_ex__": reduce, "__module__": network.__module__}
+    return type(f"Dr2Net{network.__name__}", (network,), attributes)
+
+
+def _new_instance(network: Any, family: Any, methods: tuple[Callable[..., Any], ...]) -> Any:
+    subclass = _subclass(network, family, methods)
+    return subclass.__new__(subclass)

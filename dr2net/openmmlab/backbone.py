@@ -1,0 +1,37 @@
+"""``type='Dr2NetBackbone'``: any registered backbone, converted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..conversion import convert, set_reversible
+
+__all__ = ["Dr2NetBackbone"]
+
+
+# A function and not a wrapper class: the backbone keeps its place in the model, so that parameter
+# names, and with them checkpoints, layer-wise learning rates and parameter-wise settings, are those
+# of the backbone without Dr²Net.
+@MODELS.register_module()
+def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
+    backbone: dict[str, Any],
+    alpha: float = 1.0,
+    beta: float = 0.1,
+    arithmetic: str = "exact",
+    reversible: bool = True,
+    **options: Any,
+) -> nn.Module:
+    """Builds ``backbone`` and converts it.
+
+    Args:
+        backbone: config of a registered backbone of a supported family.
+        alpha, beta, arithmetic: as in ``dr2net.convert``. (1, 0) is the backbone itself.
+        reversible: False stores activations, with the same equations and gradients.
+        options: options of the family's adapter, such as ``fused_attention=True``.
+    """
+    model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)
+    set_reversible(model, reversible)
+    return model

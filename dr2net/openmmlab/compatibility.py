@@ -1,0 +1,115 @@
+"""Make the OpenMMLab versions of setup.cfg import and work together.
+
+Three known problems, each mended only where it is found:
+
+- mmcv installed without its compiled operators lacks ``mmcv._ext``, which ``mmcv.ops`` and
+  ``mmdet.models`` import at once. A stand-in lets them import; an operator that is then called
+  raises an error that says what is missing. Where the compiled module exists it is left alone, and
+  one that exists but does not load fails with its own error.
+- mmaction2 1.2.0 refuses mmcv 2.2 and later by an assertion, although all that dr2net uses of it
+  works with 2.2 and 2.3.
+- The mmaction2 1.2.0 wheel lacks ``mmaction.models.localizers.drn``, a sub-package that its own
+  ``__init__`` imports.
+"""
+
+import importlib.machinery
+import importlib.metadata
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+MMACTION_VERSION = "1.2.0"
+# What mmaction2 1.2.0 refuses at import and was seen to work with.
+MMCV_RELEASES = ("2.2", "2.3")
+# The newest mmcv release line that mmaction2 1.2.0 accepts.
+MMCV_ACCEPTED = "2.1.0"
+
+
+def install() -> None:
+    """Mend what needs it; a second call changes nothing."""
+    _stand_in_for_compiled_ops()
+    if _installed_version("mmaction2") == MMACTION_VERSION:
+        _stand_in_for_drn()
+        _import_mmaction()
+
+
+def _installed_version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _exists(module: str) -> bool:
+    """Whether a module is loaded or can be found; unlike importlib's find_spec, imports nothing."""
+    if module in sys.modules:
+        return True
+    folders, parts = None, module.split(".")
+    for depth in range(1, len(parts) + 1):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(parts[:depth]), folders)
+        if spec is None:
+            return False
+        folders = list(spec.submodule_search_locations or [])
+    return True
+
+
+def _add_module(name: str) -> ModuleType:
+    module = ModuleType(name, f"Stand-in of dr2net.openmmlab.compatibility for {name}.")
+    # mmengine asks importlib for the module's spec, which refuses a module that has none.
+    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
+    sys.modules[name] = module
+    return module
+
+
+def _stand_in_for_compiled_ops() -> None:
+    if not _exists("mmcv") or _exists("mmcv._ext"):
+        return
+
+    def __getattr__(name: str):  # noqa: N807 - a module's attribute hook (PEP 562)
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing_operator(*_: object, **__: object) -> NoReturn:
+            raise RuntimeError(
+                f"mmcv's compiled operator {name!r} was called, but this mmcv was installed "
+                "without compiled operators. Install onedl-mmcv with them (pip install "
+                "--no-build-isolation onedl-mmcv, with a C++ compiler, setuptools<82 and ninja), "
+                "or use a model that does not need this operator."
+            )
+
+        return missing_operator
+
+    _add_module("mmcv._ext").__getattr__ = __getattr__  # type: ignore[method-assign]
+
+
+def _stand_in_for_drn() -> None:
+    if _exists("mmaction.models.localizers.drn"):
+        return
+
+    class DRN:
+        """Dense Regression Network, which mmaction2 1.2.0 forgot to ship."""
+
+        def __init__(self, *_: object, **__: object) -> None:
+            raise RuntimeError(
+                "the localizer DRN is missing from the mmaction2 1.2.0 package; "
+                "use mmaction2's repository to train it"
+            )
+
+    package = _add_module("mmaction.models.localizers.drn")
+    package.__path__ = []
+    _add_module("mmaction.models.localizers.drn.drn").DRN = DRN  # type: ignore[attr-defined]
+
+
+def _import_mmaction() -> None:
+    """Import mmaction, whose ``__init__`` does no more than check versions, past that check."""
+    if "mmaction" in sys.modules:
+        return
+    import mmcv
+
+    version = mmcv.__version__
+    if version.startswith(MMCV_RELEASES):
+        mmcv.__version__ = MMCV_ACCEPTED
+    try:
+        import mmaction  # noqa: F401
+    finally:
+        mmcv.__version__ = version

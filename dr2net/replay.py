@@ -1,0 +1,85 @@
+"""Random and autocast state, taken when a module runs forward and replayed when it is recomputed.
+
+A recomputed module returns its first bits only if it draws the same random numbers and computes in
+the same precision as the first time. As in ``torch.utils.checkpoint``, but per module, and a
+module that draws nothing keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+__all__ = ["AutocastState", "RandomState", "run_recorded", "run_replayed"]
+
+RandomState = list[Tensor]
+"""States of the generators that a module can draw from: the CPU's, then the device's."""
+
+
+class AutocastState:
+    """The autocast settings at the moment of construction, for ``device_type`` and the CPU."""
+
+    def __init__(self, device_type: str):
+        self.settings = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in dict.fromkeys(("cpu", device_type))
+        ]
+
+    def compute_dtype(self, device_type: str, dtype: torch.dtype) -> torch.dtype:
+        """The precision of matrix products on inputs of ``dtype``."""
+        return next((low for kind, on, low in self.settings if kind == device_type and on), dtype)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Restores the settings, with the cache of cast weights off.
+
+        The cache would hand weights that were cast in one pass to another: those cast without
+        gradients would lose their gradient, and gradients of several passes would be summed in
+        low precision.
+        """
+        with ExitStack() as stack:
+            for kind, enabled, dtype in self.settings:
+                stack.enter_context(
+                    torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+                )
+            yield
+
+
+def random_state(device: torch.device) -> RandomState:
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device))
+    return states
+
+
+def set_random_state(device: torch.device, states: RandomState) -> None:
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1], device)
+
+
+def run_recorded(
+    function: Callable[[], Tensor], device: torch.device
+) -> tuple[Tensor, RandomState | None]:
+    """Returns ``function()`` and the random state it started from, or None if it drew nothing."""
+    before = random_state(device)
+    output = function()
+    drew = not all(map(torch.equal, before, random_state(device)))
+    return output, before if drew else None
+
+
+def run_replayed(
+    function: Callable[[], Tensor], device: torch.device, state: RandomState | None
+) -> Tensor:
+    """Returns ``function()`` run from ``state``, and leaves the random streams as they were."""
+    if state is None:
+        return function()
+    outside = random_state(device)
+    set_random_state(device, state)
+    try:
+        return function()
+    finally:
+        set_random_state(device, outside)

@@ -1,0 +1,1 @@
+"""What each task adds to dr2net: datasets, transforms and checkpoint formats for OpenMMLab."""

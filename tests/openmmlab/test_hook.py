@@ -1,0 +1,108 @@
+"""The schedule's hook in a real Runner, with a toy network."""
+
+import json
+
+import pytest
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import dr2net
+import dr2net.openmmlab  # registers the hook
+from tests.toy import make_chain
+
+
+class Net(BaseModel):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.chain = make_chain(1.0, 0.1, blocks=2)
+
+    def forward(self, x, mode="loss"):
+        loss = self.chain(x).square().mean()
+        return {"loss": loss} if mode == "loss" else [loss]
+
+
+def run(tmp_path, epochs, *, hook=None, hooks=(), amp=False, resume=False, iterations=4):
+    optimizer = {"type": "SGD", "lr": 0.1}
+    runner = Runner(
+        model=Net(),
+        work_dir=str(tmp_path),
+        train_dataloader={
+            "batch_size": 2,
+            "num_workers": 0,
+            "dataset": TensorDataset(torch.linspace(-1, 1, 2 * iterations * 8).view(-1, 8)),
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "collate_fn": lambda batch: {"x": torch.stack([x for (x,) in batch])},
+        },
+        train_cfg={"by_epoch": True, "max_epochs": epochs},
+        optim_wrapper={"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": optimizer}
+        if amp
+        else {"optimizer": optimizer},
+        custom_hooks=[{"type": "CoefficientScheduleHook", **(hook or {"end": 4})}, *hooks],
+        default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
+        experiment_name="hook",
+        resume=resume,
+    )
+    runner.train()
+    return runner
+
+
+def logged(tmp_path):
+    lines = [
+        line for path in sorted(tmp_path.glob("*/vis_data/scalars.json")) for line in path.open()
+    ]
+    return [json.loads(line) for line in lines]
+
+
+def test_it_moves_the_coefficients_by_epoch_and_logs_them(tmp_path):
+    runner = run(tmp_path, 5)
+    entries = [entry for entry in logged(tmp_path) if "loss" in entry]
+    assert [entry["alpha"] for entry in entries[::4]] == [1, 0.5, 0.5, 0, 0]
+    assert [entry["beta"] for entry in entries[::4]] == pytest.approx(
+        [0.1, 0.1, 0.55, 0.55, 1], abs=1e-4
+    )
+    assert dr2net.get_coefficients(runner.model) == (0, 1)
+
+
+def test_it_moves_the_coefficients_by_iteration(tmp_path):
+    run(tmp_path, 2, hook={"by_epoch": False, "end": 8, "order": "together"})
+    alphas = [entry["alpha"] for entry in logged(tmp_path) if "loss" in entry]
+    assert alphas == pytest.approx([1 - step / 8 for step in range(8)])
+
+
+@pytest.mark.parametrize("amp", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_a_resumed_run_goes_on_as_an_unbroken_one(tmp_path, amp):
+    for by_epoch, end in ((True, 4), (False, 12)):
+        hook = {"by_epoch": by_epoch, "end": end}
+        unbroken = run(tmp_path / f"a{end}", 4, hook=hook, amp=amp)
+        run(tmp_path / f"b{end}", 2, hook=hook, amp=amp)
+        resumed = run(tmp_path / f"b{end}", 4, hook=hook, amp=amp, resume=True)
+        for a, b in zip(unbroken.model.parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+        assert dr2net.get_coefficients(resumed.model) == dr2net.get_coefficients(unbroken.model)
+
+
+@pytest.mark.parametrize("update_buffers", [False, True])
+def test_the_averaged_model_has_the_coefficients_of_the_trained_one(tmp_path, update_buffers):
+    run(tmp_path, 3, hooks=[{"type": "EMAHook", "update_buffers": update_buffers}])
+    checkpoint = torch.load(tmp_path / "epoch_3.pth", weights_only=False)
+    trained, averaged = Net(), Net()
+    trained.load_state_dict(checkpoint["state_dict"])
+    ema = checkpoint["ema_state_dict"]
+    averaged.load_state_dict({k.removeprefix("module."): v for k, v in ema.items() if k != "steps"})
+    assert dr2net.get_coefficients(trained) == dr2net.get_coefficients(averaged)
+    assert dr2net.get_coefficients(trained) == (0.5, pytest.approx(0.55, abs=1e-4))
+
+
+def test_lists_are_taken_for_pairs(tmp_path):
+    runner = run(tmp_path, 1, hook={"alpha": [0.5, 0.5], "beta": [0.5, 0.5], "end": 4})
+    assert dr2net.get_coefficients(runner.model) == (0.5, 0.5)
+
+
+def test_a_model_without_chains_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.openmmlab.test_hook.make_chain", lambda *_, **__: nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="convert it first"):
+        run(tmp_path, 1)

@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dr2net.arithmetic import (
+    ExactArithmetic,
+    FloatArithmetic,
+    combine_gradients,
+    error_growth,
+    make_arithmetic,
+    predicted_inverse_error,
+    round_beta,
+    stream_growth,
+)
+
+BETAS = (2.0**-8, 0.01, 0.02, 0.05, 0.1, 0.25, 0.3, 0.5, 0.6, 0.9, 0.9999, 1.0)
+WORDS = (torch.int32, torch.int64)
+
+
+def exact(beta: float, word: torch.dtype = torch.int32) -> ExactArithmetic:
+    return ExactArithmetic(round_beta(beta), torch.float32, word)
+
+
+def streams(word: torch.dtype) -> torch.Tensor:
+    """Values of all sizes up to the arithmetic's limit, both signs, small ones complete."""
+    limit = 2 ** (torch.iinfo(word).bits - 2)
+    edges = torch.tensor([limit, limit - 1, 1 - limit, -limit], dtype=word)
+    magnitudes = [torch.randint(-(2**k), 2**k, (200,), dtype=word) for k in (12, 16, 20, 24, 29)]
+    return torch.cat([torch.arange(-700, 700, dtype=word), edges, *magnitudes])
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_scaling_is_the_floor_of_beta_x(beta, word):
+    arithmetic = exact(beta, word)
+    x = streams(word)
+    expected = [value * arithmetic.numerator >> 16 for value in x.tolist()]
+    assert arithmetic.scale(x)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_unscaling_returns_the_same_bits(beta, word):
+    arithmetic = exact(beta, word)
+    x = streams(word)
+    assert torch.equal(arithmetic.unscale(*arithmetic.scale(x)), x)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    numerator=st.integers(2**8, 2**16),
+    values=st.lists(st.integers(-(2**30), 2**30), min_size=1, max_size=40),
+)
+def test_unscaling_returns_the_same_bits_at_every_beta(numerator, values):
+    arithmetic = exact(numerator / 2**16)
+    x = torch.tensor(values, dtype=torch.int32)
+    assert torch.equal(arithmetic.unscale(*arithmetic.scale(x)), x)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_remainders_take_the_bits_of_one_over_beta(beta):
+    arithmetic = exact(beta)
+    _, remainder = arithmetic.scale(torch.randint(-(2**30), 2**30, (8000,), dtype=torch.int32))
+    bits = math.ceil(math.log2(math.ceil(1 / arithmetic.beta)))
+    assert arithmetic.remainder_bits == bits
+    assert bits == (0 if remainder is None else remainder.numel() * 8 / 8000)
+
+
+def test_no_remainder_is_kept_at_beta_one():
+    x = torch.arange(10, dtype=torch.int32)
+    assert exact(1.0).scale(x) == (x, None)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 3), (3, 5, 7), (2, 1, 1)])
+def test_shapes_survive_the_way_there_and_back(shape):
+    arithmetic = exact(0.1)
+    x = torch.randint(-(2**20), 2**20, shape, dtype=torch.int32)
+    rebuilt = arithmetic.unscale(*arithmetic.scale(x))
+    assert rebuilt.shape == x.shape
+    assert torch.equal(rebuilt, x)
+
+
+def test_a_transposed_stream_keeps_its_memory_layout():
+    arithmetic = exact(0.3)
+    x = torch.randint(-(2**20), 2**20, (4, 6, 5), dtype=torch.int32).transpose(1, 2)
+    rebuilt = arithmetic.unscale(*arithmetic.scale(x))
+    assert torch.equal(rebuilt, x)
+    assert rebuilt.stride() == x.stride()
+    assert arithmetic.add(x, torch.randn(4, 5, 6)).stride() == x.stride()
+
+
+def test_adding_and_subtracting_a_module_output_cancel():
+    arithmetic = exact(0.3)
+    y, g = arithmetic.encode(torch.randn(100) * 50), torch.randn(100) * 50
+    assert torch.equal(arithmetic.subtract(arithmetic.add(y, g), g), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_values_on_the_grid_are_decoded_to_themselves(dtype):
+    arithmetic = make_arithmetic("exact", 0.0, 1.0, 24, dtype)
+    x = (torch.arange(-128, 128) / 16).to(dtype)
+    decoded = arithmetic.decode(arithmetic.encode(x))
+    assert decoded.dtype == dtype
+    assert torch.equal(decoded, x)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "couplings", "word"),
+    [
+        (0.0, 1.0, 192, torch.int32),
+        (0.5, 0.5, 192, torch.int32),
+        (1.0, 0.1, 24, torch.int32),
+        (1.0, 0.1, 96, torch.int64),
+        (1.0, 1.0, 24, torch.int64),
+        (1.0, 1.0, 5000, torch.int64),
+    ],
+)
+def test_words_are_wide_where_streams_grow(alpha, beta, couplings, word):
+    assert make_arithmetic("exact", alpha, beta, couplings, torch.float32).word == word
+
+
+def test_words_are_wide_when_asked_for_and_for_float64():
+    assert make_arithmetic("exact64", 0.0, 1.0, 2, torch.float32).word == torch.int64
+    assert make_arithmetic("exact", 0.0, 1.0, 2, torch.float64).word == torch.int64
+
+
+def test_growth_is_that_of_the_linear_recurrence():
+    # x_i = α x_{i-1} + β x_{i-2}: its dominant root, and the smaller one's inverse.
+    assert stream_growth(1, 0) == 1
+    assert stream_growth(0.3, 0.7) == pytest.approx(1)
+    assert stream_growth(1, 1) == pytest.approx((1 + math.sqrt(5)) / 2)
+    assert error_growth(0, 1) == 1
+    assert error_growth(0.5, 0.5) == pytest.approx(2)
+    assert error_growth(1, 0) == math.inf
+
+
+def test_predicted_error_does_not_overflow():
+    assert predicted_inverse_error(1.0, 0.1, 10_000, torch.float32) > 1e200
+    assert (
+        predicted_inverse_error(0.0, 1.0, 10_000, torch.float32) == torch.finfo(torch.float32).eps
+    )
+
+
+def test_gradients_combine_with_parts_missing():
+    a, b = torch.tensor([1.0]), torch.tensor([4.0])
+    assert combine_gradients(a, b, 0.25) == torch.tensor([2.0])
+    assert combine_gradients(None, b, 0.25) == torch.tensor([1.0])
+    assert combine_gradients(a, None, 0.25) is a
+    assert combine_gradients(None, None, 0.25) is None
+
+
+def test_float_arithmetic_inverts_up_to_rounding():
+    arithmetic = FloatArithmetic(0.25, torch.float64)
+    x = torch.randn(10, dtype=torch.float64)
+    torch.testing.assert_close(arithmetic.unscale(*arithmetic.scale(x)), x, rtol=1e-15, atol=0)

@@ -1,0 +1,176 @@
+import shutil
+import socket
+
+import pytest
+import torch
+
+from dr2net.openmmlab.checkpoint import open_checkpoint
+from tests.video_clips import write_kinetics
+
+
+def weights(checkpoint):
+    return open_checkpoint(checkpoint)["state_dict"]
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class TestTraining:
+    def test_trains_validates_and_saves(self, make_config, train, logged, tmp_path):
+        train(make_config(), tmp_path / "run")
+        assert len(logged(tmp_path / "run", "loss")) == 4
+        assert len(logged(tmp_path / "run", "acc/top1")) == 2
+        assert list((tmp_path / "run").glob("best_acc_top1_epoch_*.pth"))
+        assert list((tmp_path / "run").glob("*/vis_data/events.out.tfevents.*"))
+
+    def test_coefficients_are_logged_with_the_losses(self, make_config, train, logged, tmp_path):
+        train(make_config(), tmp_path / "run", "--no-validate")
+        assert logged(tmp_path / "run", "alpha")[0] == 1
+        assert logged(tmp_path / "run", "beta")[0] == pytest.approx(0.1, abs=2**-16)
+
+    def test_options_of_the_command_line_reach_the_runner(self, make_config, train, tmp_path):
+        options = ["--no-validate", "--auto-scale-lr", "--seed", "7", "--amp"]
+        runner = train(
+            make_config(), tmp_path / "run", *options, settings=["train_cfg.max_epochs=1"]
+        )
+        assert runner.seed == 7
+        assert runner.auto_scale_lr["enable"]
+        assert runner.val_loop is None
+        assert runner.max_epochs == 1
+
+    def test_runs_from_any_folder(self, make_config, run_command, tmp_path):
+        import sys
+
+        from tests.tools.conftest import ROOT
+
+        result = run_command(sys.executable, ROOT / "tools/train.py", "--help", cwd=tmp_path)
+        assert "--cfg-options" in result.stdout
+
+    @pytest.mark.parametrize("base", ["conventional_vitb_k400", "dr2net_vitb_k400"])
+    def test_weight_averages_are_kept_and_resumed(self, base, make_config, train, tmp_path):
+        config = make_config(base, extra='custom_hooks = [dict(type="EMAHook", momentum=0.1)]\n')
+        train(config, tmp_path / "unbroken", "--no-validate")
+        checkpoint = tmp_path / "unbroken/epoch_1.pth"
+        assert "ema_state_dict" in open_checkpoint(checkpoint)
+        train(config, tmp_path / "resumed", "--no-validate", "--resume", str(checkpoint))
+        assert_same_weights(tmp_path / "unbroken/epoch_2.pth", tmp_path / "resumed/epoch_2.pth")
+
+
+class TestResuming:
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_continues_as_the_unbroken_run(self, workers, make_config, train, logged, tmp_path):
+        config = make_config()
+        train(config, tmp_path / "unbroken")
+        (tmp_path / "resumed").mkdir()
+        shutil.copy(tmp_path / "unbroken/epoch_1.pth", tmp_path / "resumed")
+        loader = [
+            f"train_dataloader.num_workers={workers}",
+            f"train_dataloader.persistent_workers={workers > 0}",
+        ]
+        train(config, tmp_path / "resumed", "--resume", "--no-validate", settings=loader)
+        assert logged(tmp_path / "resumed") == logged(tmp_path / "unbroken")[2:]
+        assert_same_weights(tmp_path / "unbroken/epoch_2.pth", tmp_path / "resumed/epoch_2.pth")
+
+    @pytest.mark.parametrize("stop", [3, 5])
+    def test_continues_within_an_epoch(self, stop, make_config, train, logged, tmp_path):
+        by_iteration = """
+train_dataloader["sampler"] = dict(type="SeededInfiniteSampler")
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=6, val_interval=100)
+log_processor = dict(by_epoch=False)
+default_hooks = dict(
+    logger=dict(interval=1),
+    checkpoint=dict(by_epoch=False, interval=1, max_keep_ckpts=-1),
+    coefficients=dict(by_epoch=False, end=6),
+)
+"""
+        config = make_config(extra=by_iteration)
+        train(config, tmp_path / "unbroken", "--no-validate")
+        checkpoint = tmp_path / f"unbroken/iter_{stop}.pth"
+        train(config, tmp_path / "resumed", "--no-validate", "--resume", str(checkpoint))
+        assert logged(tmp_path / "resumed") == logged(tmp_path / "unbroken")[stop:]
+        assert_same_weights(tmp_path / "unbroken/iter_6.pth", tmp_path / "resumed/iter_6.pth")
+
+    def test_last_checkpoint_that_is_gone_is_passed_over(self, make_config, train, tmp_path):
+        config, run = make_config(), tmp_path / "run"
+        train(config, run, "--no-validate")
+        (run / "epoch_2.pth").unlink()
+        runner = train(config, run, "--no-validate", "--resume")
+        assert runner.iter == 4
+        assert (run / "epoch_2.pth").is_file()
+
+    def test_new_folder_starts_from_the_pretrained_file(self, make_config, train, tmp_path):
+        config = make_config()
+        train(config, tmp_path / "pretrained", "--no-validate")
+        pretrained = tmp_path / "pretrained/epoch_2.pth"
+        settings = [f"load_from={pretrained}", "optim_wrapper.optimizer.lr=0"]
+        train(config, tmp_path / "run", "--no-validate", "--resume", settings=settings)
+        start = {k: v for k, v in weights(pretrained).items() if "coefficients" not in k}
+        end = weights(tmp_path / "run/epoch_2.pth")
+        assert all(torch.equal(value, end[name]) for name, value in start.items())
+
+
+class TestMistakes:
+    def test_missing_pretrained_file_says_what_to_do(self, make_config, train, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"gone\.pth.*docs/video\.md.*load_from=None"):
+            train(make_config(), tmp_path / "run", settings=["load_from=gone.pth"])
+
+    def test_missing_data_says_what_is_expected(self, make_config, train, tmp_path):
+        config = make_config(data=tmp_path / "nowhere")
+        with pytest.raises(FileNotFoundError, match=r"nowhere/kinetics400_train.*docs/video\.md"):
+            train(config, tmp_path / "run")
+
+    def test_unreadable_video_is_named_and_replaced_in_training(
+        self, make_config, train, logged, tmp_path
+    ):
+        data = write_kinetics(tmp_path / "data")
+        (data / "videos_train/class 1/clip_1.mp4").write_bytes(b"")
+        train(make_config(data=data), tmp_path / "run", "--no-validate")
+        (log,) = (tmp_path / "run").glob("*/*.log")
+        assert log.read_text().count("replaced in training") == 1
+        assert "clip_1.mp4" in log.read_text()
+        assert logged(tmp_path / "run", "unreadable_videos")[-1] >= 1
+
+    def test_unreadable_video_stops_validation(self, make_config, train, tmp_path):
+        data = write_kinetics(tmp_path / "data")
+        (data / "videos_val/class 1/clip_1.mp4").unlink()
+        with pytest.raises(RuntimeError, match=r"clip_1\.mp4 .*val_list_videos\.txt, line 2\)"):
+            train(make_config(data=data), tmp_path / "run")
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("base", ["conventional_vitb_k400", "dr2net_vitb_k400"])
+def test_two_processes_train_as_one_on_the_joined_batch(
+    base, make_config, train, run_command, tmp_path
+):
+    # Without chance in the network, which differs from process to process, and by plain SGD, whose
+    # step is linear in the gradient.
+    plain = """
+model["backbone"].get("backbone", model["backbone"])["drop_path_rate"] = 0.0
+model["data_preprocessor"] = dict(blending=None)
+optim_wrapper = dict(
+    _delete_=True, type="OptimWrapper", optimizer=dict(type="SGD", lr=0.05), clip_grad=None
+)
+train_dataloader["batch_size"] = {batch}
+"""
+    one = train(make_config(base, extra=plain.format(batch=2)), tmp_path / "one", "--no-validate")
+    config = make_config(base, extra=plain.format(batch=1))
+    run_command(
+        "env", f"PORT={free_port()}", "tools/dist_train.sh", config, 2,
+        "--work-dir", tmp_path / "two", "--no-validate",
+    )  # fmt: skip
+    assert one.iter == 4
+    start_to_end = weights(tmp_path / "one/epoch_2.pth")
+    for name, value in weights(tmp_path / "two/epoch_2.pth").items():
+        # The mean over a batch is summed in another order: a few units in the last place of the
+        # largest weight, whose scale the sums have.
+        torch.testing.assert_close(
+            value, start_to_end[name], rtol=0, atol=8 * 2**-24 * float(value.abs().max())
+        )

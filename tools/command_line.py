@@ -1,0 +1,88 @@
+"""What the training and testing commands share: options, and the set-up of a run."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_distributed
+from mmengine.logging import print_log
+
+import dr2net.openmmlab  # noqa: F401 - mends OpenMMLab before a config imports it
+from dr2net.openmmlab.checkpoint import trust_checkpoints
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that every command has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="open checkpoint files that run code when opened; only where you trust their source",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="replace settings of the config, like train_dataloader.batch_size=2 load_from=None; "
+        'a list is written key="[a,b]", without spaces',
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="job launcher",
+    )
+    # Given by older launchers; torchrun sets the environment variable instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and merge the options that every command has."""
+    config = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    config.launcher = args.launcher
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get("work_dir") is None:
+        config.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+    trust_checkpoints(args.trust_checkpoint or config.get("trust_checkpoint", False))
+    return config
+
+
+def adapt_to_cpu(config: Config) -> None:
+    """Change, on a machine without GPU, what mmengine can only do with one; no-op elsewhere.
+
+    Autocast training becomes float32 training (with a warning), and distributed runs use gloo.
+    """
+    if torch.cuda.is_available():
+        return
+    optim_wrapper = config.get("optim_wrapper")
+    if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper":
+        print_log("no GPU: training in float32 instead of mixed precision")
+        optim_wrapper.type = "OptimWrapper"
+        for option in ("dtype", "loss_scale", "use_fsdp"):
+            optim_wrapper.pop(option, None)
+    if config.launcher == "none":
+        return
+    if config.launcher != "pytorch":
+        raise ValueError(
+            f"--launcher {config.launcher} needs GPUs; without them use --launcher pytorch, as "
+            "tools/dist_train.sh does"
+        )
+    # mmengine would choose a CUDA device first, and give that device's number to DDP.
+    if not is_distributed():
+        torch.distributed.init_process_group("gloo")
+    wrapper = config.get("model_wrapper_cfg") or {
+        "type": "MMDistributedDataParallel",
+        "broadcast_buffers": False,
+        "find_unused_parameters": config.get("find_unused_parameters", False),
+    }
+    config.model_wrapper_cfg = {**wrapper, "device_ids": None}

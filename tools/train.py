@@ -1,0 +1,92 @@
+"""Train a model: python tools/train.py CONFIG [options]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
+from tools.command_line import adapt_to_cpu, build_parser, load_config
+
+
+def main(arguments: list[str] | None = None) -> Runner:
+    """Train as the command line says; return the runner."""
+    parser = build_parser("Train a model.")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CHECKPOINT",
+        help="continue from this checkpoint; without a value, from the newest of the work folder, "
+        "or from the start where it has none",
+    )
+    parser.add_argument("--amp", action="store_true", help="train with mixed precision")
+    parser.add_argument("--no-validate", action="store_true", help="train without validating")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate with the batch size, from auto_scale_lr.base_batch_size",
+    )
+    parser.add_argument("--seed", type=int, help="random seed")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="use deterministic algorithms on the GPU"
+    )
+    args = parser.parse_args(arguments)
+
+    config = load_config(args)
+    if args.no_validate:
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    if args.amp:
+        config.optim_wrapper.type = "AmpOptimWrapper"
+        config.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if args.auto_scale_lr:
+        if "auto_scale_lr" not in config:
+            parser.error("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size")
+        config.auto_scale_lr.enable = True
+    randomness = config.get("randomness") or {}
+    if args.seed is not None:
+        randomness["seed"] = args.seed
+    if args.deterministic:
+        randomness["deterministic"] = True
+    config.randomness = randomness
+    adapt_to_cpu(config)
+    choose_checkpoint(config, args.resume)
+
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+def choose_checkpoint(config: Config, resume: str | None) -> None:
+    """Set ``load_from`` and ``resume`` as mmengine reads them.
+
+    mmengine's own automatic resume forgets ``load_from`` where there is nothing to resume, and
+    would train from random weights.
+
+    Raises:
+        FileNotFoundError: The checkpoint to start from does not exist.
+    """
+    if resume == "auto":
+        newest = find_resumable_checkpoint(config.work_dir)
+        if newest is None:
+            print_log(f"nothing to resume in {config.work_dir}: starting anew")
+        else:
+            config.load_from, config.resume = str(newest), True
+    elif resume is not None:
+        config.load_from, config.resume = resume, True
+
+    path = config.get("load_from")
+    if path and "://" not in path and not Path(path).expanduser().is_file():
+        raise FileNotFoundError(
+            f"the checkpoint to start from, {path}, does not exist. docs/video.md says where the "
+            "pretrained files come from; give another with --cfg-options load_from=PATH, or train "
+            "from scratch with --cfg-options load_from=None"
+        )
+
+
+if __name__ == "__main__":
+    main()
