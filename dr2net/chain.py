@@ -189,10 +189,13 @@ class ReversibleChain(nn.Module):
                 stacklevel=6,
             )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        # A pretrained file knows no coefficients: keep those set, without calling them missing.
-        state_dict.setdefault(prefix + "coefficients", self.coefficients)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+        # A pretrained file knows no coefficients: those set stay, and nothing is missing.
+        if prefix + "coefficients" in missing:
+            missing.remove(prefix + "coefficients")
 
     def extra_repr(self) -> str:
         alpha, beta = self.get_coefficients()

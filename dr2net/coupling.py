@@ -25,6 +25,8 @@ __all__ = ["Branch", "Pass", "leaf_like", "reversible_values", "stored_values"]
 Branch = Callable[..., Tensor]
 """``branch(block, x, alpha, *args, **kwargs) -> Tensor``: one module G(x; α) of a block."""
 
+_SIDE_INPUT = object()  # stands for a tensor among the arguments of a call
+
 
 class Pass:
     """One pass through a chain: what its couplings share from forward to the end of backward."""
@@ -47,8 +49,10 @@ class Pass:
         self.arithmetic = arithmetic
         self.device = device
         self.autocast = AutocastState(device.type)
-        self.leaves, self.spec = tree_flatten((args, kwargs))
-        self.side = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        # The side inputs' tensors go to autograd to be saved; the rest of the arguments stays here.
+        leaves, self.spec = tree_flatten((args, kwargs))
+        self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.leaves = [_SIDE_INPUT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.x: Tensor | None = None
         self.y: Tensor | None = None
         # Index of the coupling whose output the pair (x, y) is; of the first one in backward.
@@ -71,7 +75,7 @@ class Pass:
     def call(self, index: int, x: Tensor, side: Sequence[Tensor]) -> Tensor:
         """Returns G(x; α) of coupling ``index``, computed under the pass's autocast state."""
         tensors = iter(side)
-        leaves = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        leaves = [next(tensors) if leaf is _SIDE_INPUT else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.spec)
         block, branch = self.couplings[index]
         with self.autocast.replayed():

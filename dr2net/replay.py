@@ -26,6 +26,7 @@ class AutocastState:
         self.settings = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in dict.fromkeys(("cpu", device_type))
+            if torch.amp.is_autocast_available(kind)
         ]
 
     def compute_dtype(self, device_type: str, dtype: torch.dtype) -> torch.dtype:

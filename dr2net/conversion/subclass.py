@@ -17,7 +17,8 @@ def replace_methods(network: nn.Module, family: Any, *methods: Callable[..., Any
     A method that a class derived from ``family`` has overridden stays: only its author knows what
     it does. If it runs the blocks one by one, they refuse with a message.
     """
-    network.__class__ = _subclass(type(network), family, methods)
+    original: Any = type(network)
+    network.__class__ = _subclass(original, family, methods)
 
 
 @cache
