@@ -62,9 +62,9 @@ def check_arithmetic(name: str) -> None:
 
 
 def check_coefficients(alpha: float, beta: float) -> None:
-    """Raises ValueError if α is negative or not finite, or β neither 0 nor in [2^-8, 1]."""
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha={alpha} is out of range: use a finite value ≥ 0, usually ≤ 1.")
+    """Raises ValueError if α is not in [0, 1], or β neither 0 nor in [2^-8, 1]."""
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha} is out of range: use a value from 0 to 1.")
     if not (beta == 0 or BETA_MIN <= beta <= 1):
         raise ValueError(
             f"beta={beta} is out of range: use 0 (not reversible; with alpha=1 the pretrained "

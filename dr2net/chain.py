@@ -19,17 +19,22 @@ from torch import Tensor, nn
 from .arithmetic import (
     check_arithmetic,
     check_coefficients,
+    error_growth,
     make_arithmetic,
     predicted_inverse_error,
     round_beta,
 )
-from .coupling import Branch, Pass, reversible_values, stored_values
+from .coupling import Branch, Pass, check_shape, reversible_values, stored_values
 
 __all__ = ["ReversibleChain", "residual"]
 
 # Predicted relative error from which the float inverse is called untrustworthy: above it the
 # gradients of a 12-block ViT were measured to be off by more than a hundredth.
 UNTRUSTED_ERROR = 1e-2
+
+# Coefficients are kept as integer multiples of 2^-54: exact for every β, and for every float64 α
+# from a quarter up.
+COEFFICIENT_ONE = 1 << 54
 
 
 def residual(branch: Callable[..., Tensor]) -> Branch:
@@ -40,6 +45,7 @@ def residual(branch: Callable[..., Tensor]) -> Branch:
         block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any
     ) -> Tensor:
         output = branch(block, x, *args, **kwargs)
+        check_shape(output, x)  # before broadcasting could hide a wrong one
         if alpha == 0:
             return output
         return torch.add(output, x, alpha=alpha) if alpha != 1 else x + output
@@ -83,8 +89,9 @@ class ReversibleChain(nn.Module):
         self.arithmetic = "exact"
         self.reversible = True
         self.training = blocks.training
-        # A buffer, so that it is saved, copied to averaged models and sent to other processes;
-        # of integers, so that neither model.half() nor an average over models changes it.
+        # A buffer, so that it is saved, copied to averaged models and sent to other processes. Of
+        # integers, so that neither model.half() nor an average over models changes it, and small
+        # enough for OpenMMLab's SyncBuffersHook, which sums buffers over processes (up to 512).
         self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64))
         self.set_coefficients(1.0, 0.0)
 
@@ -92,15 +99,15 @@ class ReversibleChain(nn.Module):
         """Sets (α, β); β is rounded to a multiple of 2^-16.
 
         Raises:
-            ValueError: if α is negative or not finite, or β neither 0 nor in [2^-8, 1].
+            ValueError: if α is not in [0, 1], or β neither 0 nor in [2^-8, 1].
         """
         check_coefficients(alpha, beta)
-        pair = torch.tensor([alpha, round_beta(beta)], dtype=torch.float64)
-        self.coefficients.copy_(pair.view(torch.int64))
+        pair = [round(value * COEFFICIENT_ONE) for value in (alpha, round_beta(beta))]
+        self.coefficients.copy_(torch.tensor(pair))
 
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
-        alpha, beta = self.coefficients.cpu().view(torch.float64).tolist()
+        alpha, beta = (value / COEFFICIENT_ONE for value in self.coefficients.tolist())
         check_coefficients(alpha, beta)  # the buffer may have been written by others
         return alpha, round_beta(beta)
 
@@ -183,9 +190,10 @@ class ReversibleChain(nn.Module):
         error = predicted_inverse_error(alpha, beta, len(this_pass.couplings), dtype)
         if error > UNTRUSTED_ERROR:
             warnings.warn(
-                f"{self.name}: at (alpha, beta) = ({alpha:g}, {beta:g}) the inverse of "
-                f"{len(this_pass.couplings)} couplings in {dtype} is predicted to be off by a "
-                f"relative {error:.0e}, so gradients cannot be trusted. Use arithmetic='exact'.",
+                f"{self.name}: at (alpha, beta) = ({alpha:g}, {beta:g}) the inverse in floating "
+                f"point multiplies its error by {error_growth(alpha, beta):.3g} at each of "
+                f"{len(this_pass.couplings)} couplings: in {dtype} a relative error of {error:.0e} "
+                f"is predicted, and gradients cannot be trusted. Use arithmetic='exact'.",
                 stacklevel=6,
             )
 

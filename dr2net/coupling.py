@@ -20,10 +20,34 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .arithmetic import Arithmetic, combine_gradients
 from .replay import AutocastState, run_recorded, run_replayed
 
-__all__ = ["Branch", "Pass", "leaf_like", "reversible_values", "stored_values"]
+__all__ = [
+    "Branch",
+    "Pass",
+    "ShapeError",
+    "check_shape",
+    "leaf_like",
+    "reversible_values",
+    "stored_values",
+]
 
 Branch = Callable[..., Tensor]
 """``branch(block, x, alpha, *args, **kwargs) -> Tensor``: one module G(x; α) of a block."""
+
+
+class ShapeError(ValueError):
+    """A module of a chain returned something else than a tensor of its input's shape."""
+
+
+def check_shape(output: Any, x: Tensor) -> None:
+    """Raises ShapeError unless ``output`` is a tensor of the shape of ``x``."""
+    if isinstance(output, Tensor) and output.shape == x.shape:
+        return
+    given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ShapeError(
+        f"from a stream of shape {tuple(x.shape)} the module made {given}, but modules of a chain "
+        "must keep the shape. End the chain before this one."
+    )
+
 
 _SIDE_INPUT = object()  # stands for a tensor among the arguments of a call
 
@@ -78,14 +102,12 @@ class Pass:
         leaves = [next(tensors) if leaf is _SIDE_INPUT else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.spec)
         block, branch = self.couplings[index]
-        with self.autocast.replayed():
-            output = branch(block, x, self.alpha, *args, **kwargs)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"{self.coupling_names[index]} turned a stream of shape {tuple(x.shape)} into "
-                f"{given}: modules of a chain must keep the shape. End the chain before this one."
-            )
+        try:
+            with self.autocast.replayed():
+                output = branch(block, x, self.alpha, *args, **kwargs)
+            check_shape(output, x)
+        except ShapeError as error:
+            raise ShapeError(f"{self.coupling_names[index]}: {error}") from None
         return output
 
     def advance(self, output: Tensor, keep_remainder: bool) -> tuple[Tensor, Tensor, Tensor | None]:

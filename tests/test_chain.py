@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import dr2net
 from dr2net import ReversibleChain, residual
+from dr2net.arithmetic import round_beta
 from dr2net.diagnostics import bytes_kept
 from tests.toy import COEFFICIENTS, Block, assert_same_bits, gradients, make_chain, mix
 
@@ -296,6 +297,18 @@ def test_precision_changes_leave_coefficients_alone():
     assert chain.half().bfloat16().double().get_coefficients() == before
 
 
+@pytest.mark.parametrize("alpha", [1, 0.9, 0.7, 0.3, 1 / 3, 0.25, 0])
+@pytest.mark.parametrize("beta", [1, 0.1, 2**-8])
+def test_coefficients_are_given_back_exactly(alpha, beta):
+    assert make_chain(alpha, beta).get_coefficients() == (alpha, round_beta(beta))
+
+
+def test_coefficients_survive_a_mean_over_many_processes():
+    chain = make_chain(1.0, 1.0)
+    chain.coefficients.mul_(500).div_(500, rounding_mode="trunc")
+    assert chain.get_coefficients() == (1.0, 1.0)
+
+
 def test_copies_and_pickles_are_independent_and_equal():
     chain, x = make_chain(0.7, 0.3), stream()
     for twin in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
@@ -330,9 +343,9 @@ def test_beta_out_of_range_is_refused(alpha, beta):
         make_chain().set_coefficients(alpha, beta)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf")])
 def test_alpha_out_of_range_is_refused(alpha):
-    with pytest.raises(ValueError, match="use a finite value"):
+    with pytest.raises(ValueError, match="use a value from 0 to 1"):
         make_chain().set_coefficients(alpha, 0.5)
 
 
@@ -389,15 +402,25 @@ def test_streams_that_grow_beyond_the_word_are_refused():
         chain(stream())
 
 
-def test_a_module_that_changes_the_shape_is_named():
-    def shrink(block, x, alpha):
-        return x if block is chain[0] else x[..., :7]
-
-    chain = make_chain(branches=(shrink,))
+@pytest.mark.parametrize("arithmetic", ["exact", "float"])
+@pytest.mark.parametrize("alpha", [0, 1])
+@pytest.mark.parametrize("size", [1, 7])  # the first would be broadcast
+def test_a_module_that_changes_the_shape_is_named(arithmetic, alpha, size):
+    chain = faulty(lambda output: output[..., :size])
+    chain.arithmetic = arithmetic
+    chain.set_coefficients(alpha, 1)
     with pytest.raises(
-        ValueError, match=r"coupling 1 \(chain.1, shrink\).*\(2, 5, 8\).*\(2, 5, 7\)"
+        ValueError, match=r"coupling 1 \(chain.1, branch\): .*\(2, 5, 8\).*\(2, 5, "
     ):
         chain(stream())
+
+
+def test_a_module_that_returns_no_tensor_is_named():
+    def pair(block, x, alpha):
+        return x, x
+
+    with pytest.raises(ValueError, match=r"coupling 0 \(chain.0, pair\): .* made tuple"):
+        make_chain(branches=(pair,))(stream())
 
 
 def test_a_module_that_is_not_deterministic_is_named_in_backward():
@@ -462,7 +485,7 @@ def test_an_integer_input_is_refused():
 
 def test_float_arithmetic_warns_where_the_inverse_cannot_be_trusted():
     chain = make_chain(1.0, 0.1, blocks=12, arithmetic="float")
-    with pytest.warns(UserWarning, match=r"chain: at .*relative .*arithmetic='exact'"):
+    with pytest.warns(UserWarning, match=r"chain: at .*by 10.9 at each of 24 .*arithmetic='exact'"):
         chain(stream())
     for trusted in ((0.0, 1.0), (0.3, 0.75)):
         chain.set_coefficients(*trusted)

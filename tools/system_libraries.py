@@ -1,4 +1,4 @@
-"""Check for the system libraries that the Python packages load; install them where that is possible.
+"""Check for the system libraries that Python packages load; install them where possible.
 
 Runs on the standard library alone, before anything else is installed:
 

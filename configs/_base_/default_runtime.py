@@ -19,7 +19,8 @@ default_hooks = dict(
         backend_args=dict(backend="atomic_local"),
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    sync_buffers=dict(type="SyncBuffersHook"),
+    # Without mmaction2's SyncBuffersHook: it averages buffers over processes, for BatchNorm, which
+    # these networks lack, and would sum Dr²Net's coefficients beyond the range of their integers.
     # A resumed run continues with the losses of the unbroken one.
     randomness=dict(type="ResumableRandomnessHook"),
     unreadable_videos=dict(type="UnreadableVideosHook"),

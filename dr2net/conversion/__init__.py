@@ -116,8 +116,8 @@ def set_coefficients(model: nn.Module, alpha: float, beta: float) -> None:
     """Sets (α, β) of every chain; β is rounded to a multiple of 2^-16.
 
     Raises:
-        ValueError: the network has no chains, α is negative or not finite, or β is neither 0 nor
-            in [2^-8, 1].
+        ValueError: the network has no chains, α is not in [0, 1], or β neither 0 nor in
+            [2^-8, 1].
     """
     for chain in _require_chains(model):
         chain.set_coefficients(alpha, beta)

@@ -1,10 +1,17 @@
-"""dr2net in OpenMMLab: import this module (``custom_imports``) and its types are registered."""
+"""dr2net in OpenMMLab: import this module (``custom_imports``) and its types are registered.
+
+Importing it also makes the versions of setup.cfg work together (``compatibility``) and mmengine
+open checkpoints without running code from them (``checkpoint``).
+"""
 
 from . import compatibility
 
 compatibility.install()
 
+from . import checkpoint, random_state  # noqa: E402
 from .backbone import Dr2NetBackbone  # noqa: E402
 from .hook import CoefficientScheduleHook  # noqa: E402
 
-__all__ = ["CoefficientScheduleHook", "Dr2NetBackbone"]
+checkpoint.install()
+
+__all__ = ["CoefficientScheduleHook", "Dr2NetBackbone", "checkpoint", "random_state"]

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
@@ -29,6 +30,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 
 Converter = Callable[[dict], dict | None]
+MapLocation = torch.device | str | None
 
 _converters: list[Converter] = []
 _trusted = False
@@ -77,12 +79,12 @@ def register_checkpoint_converter(converter: Converter) -> Converter:
     return converter
 
 
-def open_checkpoint(path: str | os.PathLike, map_location: object = None) -> dict:
+def open_checkpoint(path: str | os.PathLike, map_location: MapLocation = None) -> dict:
     """Open a checkpoint file without running code from it, in mmengine's layout.
 
     Args:
         path: A local file: ``.safetensors``, or anything that ``torch.save`` wrote.
-        map_location: As for ``torch.load``.
+        map_location: The device to put the tensors on.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -94,10 +96,8 @@ def open_checkpoint(path: str | os.PathLike, map_location: object = None) -> dic
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.stat().st_size == 0:
         raise ValueError(f"checkpoint {path} is empty: the copy or download of it failed")
-    if path.suffix == ".safetensors":
-        checkpoint = _open_safetensors(path, map_location)
-    else:
-        checkpoint = _open_pickle(path, map_location)
+    open_file = _open_safetensors if path.suffix == ".safetensors" else _open_pickle
+    checkpoint = open_file(path, map_location)
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
@@ -109,7 +109,7 @@ def open_checkpoint(path: str | os.PathLike, map_location: object = None) -> dic
     return checkpoint
 
 
-def _open_safetensors(path: Path, map_location: object) -> dict:
+def _open_safetensors(path: Path, map_location: MapLocation) -> dict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -120,7 +120,7 @@ def _open_safetensors(path: Path, map_location: object) -> dict:
         raise ValueError(f"checkpoint {path} is damaged: {error}") from error
 
 
-def _open_pickle(path: Path, map_location: object) -> object:
+def _open_pickle(path: Path, map_location: MapLocation) -> object:
     try:
         with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(path, map_location=map_location, weights_only=not _trusted)
@@ -142,18 +142,22 @@ def _open_pickle(path: Path, map_location: object) -> object:
         raise ValueError(f"checkpoint {path} is damaged or truncated: {error}") from error
 
 
-def _safe_globals() -> list:
+def _safe_globals() -> list[Any]:
     """List what mmengine's own checkpoints hold besides tensors and plain containers."""
+    # numpy pickles arrays and scalars by these two functions, under its private module's name.
+    array: Any = np.empty(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     return [
         HistoryBuffer,
         # HistoryBuffer pickles its methods by getattr, which would reach any attribute.
         (_history_buffer_method, "builtins.getattr"),
         np.ndarray,
         np.dtype,
-        (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-        np._core.multiarray._reconstruct,
-        (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-        np._core.multiarray.scalar,
+        *(
+            (function, f"{module}.multiarray.{function.__name__}")
+            for function in (array, scalar)
+            for module in ("numpy.core", "numpy._core")
+        ),
         *{type(np.dtype(code)) for code in "?SU" + np.typecodes["AllInteger"] + "efd"},
         # The VideoMAE and MAE repositories save their command line; it holds plain values.
         argparse.Namespace,
@@ -169,12 +173,12 @@ def _history_buffer_method(owner: type, name: str) -> Callable:
 # mmengine logs a loader by its name after "load_from_", hence these names.
 
 
-def load_from_local(filename: str, map_location: object = None) -> dict:
+def load_from_local(filename: str, map_location: MapLocation = None) -> dict:
     """Open a local checkpoint; see ``open_checkpoint``."""
     return open_checkpoint(filename, map_location)
 
 
-def load_from_http(filename: str, map_location: object = None) -> dict:
+def load_from_http(filename: str, map_location: MapLocation = None) -> dict:
     """Download a checkpoint into torch's hub cache, once per node, and open it."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / filename.split("?")[0].rsplit("/", 1)[-1]
@@ -187,24 +191,24 @@ def load_from_http(filename: str, map_location: object = None) -> dict:
     return open_checkpoint(path, map_location)
 
 
-def load_from_torchvision(filename: str, map_location: object = None) -> dict:
+def load_from_torchvision(filename: str, map_location: MapLocation = None) -> dict:
     """Open one of torchvision's models by its name, as ``torchvision://resnet50``."""
     return _load_from_zoo(filename, mmengine_checkpoint.get_torchvision_models(), map_location)
 
 
-def load_from_openmmlab(filename: str, map_location: object = None) -> dict:
+def load_from_openmmlab(filename: str, map_location: MapLocation = None) -> dict:
     """Open one of the models that mmengine lists by its name, as ``openmmlab://NAME``."""
     return _load_from_zoo(filename, mmengine_checkpoint.get_external_models(), map_location)
 
 
-def _load_from_zoo(filename: str, urls: dict[str, str], map_location: object) -> dict:
+def _load_from_zoo(filename: str, urls: dict[str, str], map_location: MapLocation) -> dict:
     name = filename.split("://", 1)[1]
     if name not in urls:
         raise KeyError(f"{filename}: mmengine knows no model {name!r} in this zoo")
     return load_from_http(urls[name], map_location)
 
 
-def load_from_unsupported(filename: str, map_location: object = None) -> dict:
+def load_from_unsupported(filename: str, map_location: MapLocation = None) -> dict:
     """Refuse a scheme whose loader in mmengine unpickles whatever it is given."""
     raise ValueError(
         f"{filename}: checkpoints are loaded from local files, http(s)://, torchvision:// and "
@@ -228,7 +232,7 @@ def load_state_dict(
             namesake of the same shape in ``state_dict``.
     """
     while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
-        module = module.module
+        module = cast(torch.nn.Module, module.module)
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     found = [name for name in shapes if name in state_dict]
     matched = [name for name in found if state_dict[name].shape == shapes[name]]

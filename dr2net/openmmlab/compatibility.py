@@ -15,6 +15,7 @@ Three known problems, each mended only where it is found:
 import importlib.machinery
 import importlib.metadata
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import NoReturn
 
@@ -65,7 +66,7 @@ def _stand_in_for_compiled_ops() -> None:
     if not _exists("mmcv") or _exists("mmcv._ext"):
         return
 
-    def __getattr__(name: str):  # noqa: N807 - a module's attribute hook (PEP 562)
+    def __getattr__(name: str) -> Callable[..., NoReturn]:  # noqa: N807 - a module's (PEP 562)
         if name.startswith("__"):
             raise AttributeError(name)
 

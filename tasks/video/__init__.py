@@ -1,14 +1,11 @@
 """Action recognition on videos, registered with OpenMMLab on import."""
 
 import dr2net.openmmlab  # noqa: F401 - mends mmaction2, which the modules below import
-from dr2net.openmmlab import checkpoint
 
 from .dataset import UnreadableVideoError, VideoListDataset
 from .transforms import ClipRandAugment, DecordOpen
 from .unreadable_videos import UnreadableVideosHook
 from .videomae_checkpoint import convert_videomae_checkpoint
-
-checkpoint.install()
 
 __all__ = [
     "ClipRandAugment",

@@ -1,10 +1,13 @@
 """The schedule's hook in a real Runner, with a toy network."""
 
 import json
+import sys
+from functools import partial
 
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -73,7 +76,24 @@ def test_it_moves_the_coefficients_by_iteration(tmp_path):
     assert alphas == pytest.approx([1 - step / 8 for step in range(8)])
 
 
-@pytest.mark.parametrize("amp", [False, pytest.param(True, marks=pytest.mark.gpu)])
+@pytest.fixture
+def amp_without_gpu(monkeypatch):
+    """mmengine refuses mixed precision on a CPU, where its autocast works all the same."""
+    wrapper = sys.modules[AmpOptimWrapper.__module__]
+    monkeypatch.setattr(wrapper, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(wrapper, "GradScaler", partial(torch.amp.GradScaler, device="cpu"))
+
+
+@pytest.mark.usefixtures("amp_without_gpu")
+def test_mixed_precision_reaches_the_recomputation(tmp_path, monkeypatch):
+    dtypes = []
+    monkeypatch.setattr(torch, "tanh", lambda x: dtypes.append(x.dtype) or x.sigmoid())
+    run(tmp_path, 1, amp=True, iterations=1)
+    assert dtypes == [torch.bfloat16] * 4  # two blocks, forward and backward
+
+
+@pytest.mark.usefixtures("amp_without_gpu")
+@pytest.mark.parametrize("amp", [False, True])
 def test_a_resumed_run_goes_on_as_an_unbroken_one(tmp_path, amp):
     for by_epoch, end in ((True, 4), (False, 12)):
         hook = {"by_epoch": by_epoch, "end": end}

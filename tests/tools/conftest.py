@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("mmengine")
 pytest.importorskip("mmcv")
@@ -60,21 +61,46 @@ default_hooks = dict(logger=dict(interval=1))
 """
 
 
+def write_config(folder, data, base="dr2net_vitb_k400", extra=""):
+    """Write a tiny config on top of one of ours; return its path."""
+    backbone = "dict(backbone=vit)" if base.startswith("dr2net") else "vit"
+    path = folder / f"tiny_{base}.py"
+    path.write_text(TINY.format(root=ROOT, base=base, backbone=backbone, data=data) + extra)
+    return path
+
+
+def run_train(config, work_dir, *options, settings=()):
+    """Run tools/train.py in this process; options as on the command line."""
+    from tools.train import main
+
+    # mmengine keeps loggers and histories by experiment, whose name has a resolution of 1 s.
+    name = f"experiment_name={uuid.uuid4().hex}"
+    return main(
+        [str(config), "--work-dir", str(work_dir), *options, "--cfg-options", name, *settings]
+    )
+
+
 @pytest.fixture(scope="session")
 def kinetics(tmp_path_factory):
     """A small data set in Kinetics layout, which tests must not change."""
     return write_kinetics(tmp_path_factory.mktemp("kinetics"))
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, kinetics):
+    """The config and work folder of a run of two epochs, which tests must not change."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_config(folder, kinetics)
+    run_train(config, folder / "run")
+    return config, folder / "run"
+
+
 @pytest.fixture
 def make_config(tmp_path, kinetics):
-    """Write a tiny config on top of one of ours; return its path."""
+    """Write a tiny config, over the common data set if no other is given; return its path."""
 
     def make(base="dr2net_vitb_k400", data=kinetics, extra=""):
-        backbone = "dict(backbone=vit)" if base.startswith("dr2net") else "vit"
-        path = tmp_path / f"tiny_{base}.py"
-        path.write_text(TINY.format(root=ROOT, base=base, backbone=backbone, data=data) + extra)
-        return path
+        return write_config(tmp_path, data, base, extra)
 
     return make
 
@@ -82,32 +108,25 @@ def make_config(tmp_path, kinetics):
 @pytest.fixture
 def train():
     """Run tools/train.py in this process; options as on the command line."""
-    from tools.train import main
-
-    def run(config, work_dir, *options, settings=()):
-        # mmengine keeps loggers and histories by experiment, whose name has a resolution of 1 s.
-        name = f"experiment_name={uuid.uuid4().hex}"
-        arguments = ["--work-dir", str(work_dir), *options, "--cfg-options", name, *settings]
-        return main([str(config), *arguments])
-
-    return run
+    return run_train
 
 
 @pytest.fixture
 def run_command():
     """Run a command in a process of its own, without GPU."""
 
-    def run(*command, cwd=ROOT, check=True):
+    def run(*command, cwd=ROOT):
         environment = os.environ | {
             "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
+            # As in this process: the number of threads decides in which order sums are taken.
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "PYTHON": sys.executable,
         }
         return subprocess.run(
             [str(part) for part in command],
             cwd=cwd,
             env=environment,
-            check=check,
+            check=True,
             capture_output=True,
             text=True,
         )

@@ -4,6 +4,7 @@ import uuid
 import pytest
 import torch
 
+from dr2net.openmmlab.checkpoint import open_checkpoint
 from tools.test import main
 
 
@@ -18,39 +19,38 @@ def run_test():
 
 
 @pytest.fixture
-def trained(make_config, train, tmp_path):
-    config = make_config()
-    train(config, tmp_path / "run", "--no-validate", settings=["train_cfg.max_epochs=1"])
-    return config, tmp_path / "run/epoch_1.pth"
+def checkpoint(trained):
+    config, run = trained
+    return config, run / "epoch_2.pth"
 
 
-def test_metrics_are_returned_and_predictions_saved(trained, run_test, tmp_path):
+def test_metrics_are_returned_and_predictions_saved(checkpoint, run_test, tmp_path):
     dump = tmp_path / "predictions.pkl"
-    metrics = run_test(*trained, tmp_path / "test", "--dump", str(dump))
+    metrics = run_test(*checkpoint, tmp_path / "test", "--dump", str(dump))
     assert metrics.keys() >= {"acc/top1", "acc/top5"}
     predictions = pickle.loads(dump.read_bytes())
     assert len(predictions) == 4
     assert predictions[0]["pred_score"].sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_checkpoint_of_another_model_is_an_error(trained, run_test, tmp_path):
+def test_a_checkpoint_of_another_model_is_an_error(checkpoint, run_test, tmp_path):
     torch.save({"state_dict": {"layer.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="no weight of the checkpoint fits the model"):
-        run_test(trained[0], tmp_path / "other.pth", tmp_path / "test")
+        run_test(checkpoint[0], tmp_path / "other.pth", tmp_path / "test")
 
 
-def test_a_checkpoint_that_runs_code_is_opened_only_if_trusted(trained, run_test, tmp_path):
-    config, path = trained
-    checkpoint = torch.load(path, weights_only=False)
-    checkpoint["extra"] = uuid.UUID(int=0)
-    torch.save(checkpoint, path)
-    with pytest.raises(RuntimeError, match=r"epoch_1\.pth was refused.*uuid.UUID"):
+def test_a_checkpoint_that_runs_code_is_opened_only_if_trusted(checkpoint, run_test, tmp_path):
+    config, path = checkpoint
+    content = open_checkpoint(path) | {"extra": uuid.UUID(int=0)}
+    path = tmp_path / "unsafe.pth"
+    torch.save(content, path)
+    with pytest.raises(RuntimeError, match=r"unsafe\.pth was refused.*uuid.UUID"):
         run_test(config, path, tmp_path / "test")
     run_test(config, path, tmp_path / "test", "--trust-checkpoint")
     run_test(config, path, tmp_path / "test", settings=["trust_checkpoint=True"])
 
 
-def test_dump_asks_for_a_pickle_name(trained, run_test, tmp_path, capsys):
+def test_dump_asks_for_a_pickle_name(checkpoint, run_test, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run_test(*trained, tmp_path / "test", "--dump", "predictions.json")
+        run_test(*checkpoint, tmp_path / "test", "--dump", "predictions.json")
     assert "expected FILE.pkl, got predictions.json" in capsys.readouterr().err

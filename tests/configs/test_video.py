@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmengine")
+pytest.importorskip("mmcv")
+import tasks.video  # noqa: F401  # isort: skip
+
+from mmaction.registry import MODELS
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/video").glob("*.py"))
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def path(request):
+    init_default_scope("mmaction")
+    return request.param
+
+
+def test_opens_with_the_commands_that_run_it(path):
+    name = f"configs/video/{path.name}"
+    head = path.read_text().split('"""')[1]
+    assert f"python tools/train.py {name}" in head
+    assert f"tools/dist_train.sh {name}" in head
+    assert f"python tools/test.py {name} CHECKPOINT" in head
+
+
+def test_head_mixup_and_data_agree_on_the_classes(path):
+    config = Config.fromfile(path)
+    classes = config.model.cls_head.num_classes
+    mixed = [augment.num_classes for augment in config.model.data_preprocessor.blending.augments]
+    loaders = (config.train_dataloader, config.val_dataloader, config.test_dataloader)
+    assert {*mixed, *(loader.dataset.num_classes for loader in loaders)} == {classes}
+
+
+def test_test_views_are_those_of_the_recipe(path):
+    pipeline = Config.fromfile(path).test_dataloader.dataset.pipeline
+    clips, crops = pipeline[1].num_clips, [t.type for t in pipeline if "Crop" in t.type]
+    assert (clips, crops) == (5 if "k400" in path.stem else 2, ["ThreeCrop"])
+
+
+def test_pipelines_build(path):
+    config = Config.fromfile(path)
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        Compose(loader.dataset.pipeline)
+
+
+def test_layers_of_the_decay_are_those_of_the_backbone(path):
+    config = Config.fromfile(path)
+    backbone = config.model.backbone.get("backbone", config.model.backbone)
+    assert config.optim_wrapper.paramwise_cfg.num_layers == backbone.depth
+
+
+@pytest.mark.parametrize("size", ["vits", "vitb"])
+@pytest.mark.parametrize("data", ["k400", "ssv2"])
+def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone(size, data):
+    folder = CONFIGS[0].parent
+    dr2net = Config.fromfile(folder / f"dr2net_{size}_{data}.py").to_dict()
+    conventional = Config.fromfile(folder / f"conventional_{size}_{data}.py").to_dict()
+    dr2net["model"]["backbone"] = dr2net["model"]["backbone"]["backbone"]
+    del dr2net["default_hooks"]["coefficients"]
+    assert dr2net == conventional
+
+
+@pytest.mark.parametrize("size", ["vits", "vitb"])
+def test_parameter_names_are_those_of_the_conventional_network(size):
+    init_default_scope("mmaction")
+    names = []
+    for kind in ("conventional", "dr2net"):
+        model = Config.fromfile(CONFIGS[0].parent / f"{kind}_{size}_k400.py").model
+        backbone = model.backbone.get("backbone", model.backbone)
+        backbone.update(embed_dims=12, num_heads=1, num_frames=2, img_size=16)
+        model.cls_head.in_channels = 12
+        names.append([name for name, _ in MODELS.build(model).named_parameters()])
+    assert names[0] == names[1]

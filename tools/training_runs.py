@@ -1,0 +1,130 @@
+"""Runs of tools/train.py in processes of their own: resumed when cut short, kept when finished."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.result_files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its name, its config file and what is changed of the config."""
+
+    name: str
+    config: Path
+    seed: int
+    settings: dict[str, object]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Keep a second process out of ``folder``; yields the file descriptor that holds the lock.
+
+    Child processes that are given the descriptor hold the lock as well, so that trainings which
+    outlive a killed parent still keep others out.
+
+    Raises:
+        BlockingIOError: Another process is at work in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{folder} is in use by another run, or by trainings that one left behind when it "
+                "was killed: wait for it to end, or use another --work-dir"
+            ) from error
+        yield file.fileno()
+
+
+def finish(run: Run, folder: Path, threads: int, lock: int) -> dict[str, list]:
+    """Train ``run`` in ``folder`` to its end, or keep what was trained there; return its curves.
+
+    Args:
+        run: What to train.
+        folder: Its work folder. It must not hold another run.
+        threads: CPU threads of the process.
+        lock: The descriptor of ``locked``.
+
+    Raises:
+        RuntimeError: Training failed; the error shows the end of its log.
+    """
+    finished = folder / "curves.json"
+    if finished.is_file():
+        return json.loads(finished.read_text())
+    _train(run, folder, threads, lock)
+    curves = read_curves(folder)
+    if not _is_validated(folder, curves):
+        # A kill between the last checkpoint and the validation after it: resuming skips that one.
+        shutil.rmtree(folder)
+        _train(run, folder, threads, lock)
+        curves = read_curves(folder)
+    write_json(finished, curves)
+    return curves
+
+
+def _train(run: Run, folder: Path, threads: int, lock: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "train.log"
+    command = [sys.executable, ROOT / "tools/train.py", run.config, "--work-dir", folder]
+    command += ["--seed", str(run.seed), "--resume", "--cfg-options"]
+    command += [f"{name}={value}" for name, value in run.settings.items()]
+    with log.open("w") as output:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            pass_fds=[lock],
+            check=False,
+        )
+    if done.returncode:
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise RuntimeError(f"{run.name}: training ended with {done.returncode}. {log} ends:\n{end}")
+
+
+def read_curves(folder: Path) -> dict[str, list]:
+    """Read what a run logged, over all its resumptions.
+
+    Returns:
+        ``iteration``, ``loss`` and, where the run logged them, ``alpha`` and ``beta``, of equal
+        length; ``epoch`` and ``top1`` of the validations.
+    """
+    train: dict[int, dict] = {}
+    val: dict[int, float] = {}
+    # Folders are named by the time: what a resumed run repeats replaces what was logged before.
+    for path in sorted(folder.glob("*/vis_data/scalars.json")):
+        for line in path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # a line that a kill cut short
+                values = json.loads(line)
+                if "loss" in values:
+                    train[values["iter"]] = values
+                elif "acc/top1" in values:
+                    val[values["step"]] = values["acc/top1"]
+    logged = [train[iteration] for iteration in sorted(train)]
+    curves = {name: [values[name] for values in logged] for name in ("iter", "loss")}
+    if logged and "alpha" in logged[0]:
+        curves |= {name: [values[name] for values in logged] for name in ("alpha", "beta")}
+    return curves | {"epoch": sorted(val), "top1": [val[epoch] for epoch in sorted(val)]}
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint that ends a finished run."""
+    return Path((folder / "last_checkpoint").read_text().strip())
+
+
+def _is_validated(folder: Path, curves: dict[str, list]) -> bool:
+    last = int(last_checkpoint(folder).stem.removeprefix("epoch_"))
+    return bool(curves["epoch"]) and curves["epoch"][-1] == last
