@@ -130,11 +130,11 @@ class FloatArithmetic:
     invertible = False
 
     def encode(self, x: Tensor) -> Tensor:
-        # detach(): never the caller's own tensor, which autograd is about to give a history.
-        return x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        # A copy: what the caller or a module does to its own tensor must not reach the stream.
+        return x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
 
     def decode(self, stream: Tensor) -> Tensor:
-        return stream.detach().to(self.dtype)
+        return stream.detach().to(self.dtype, copy=True)
 
     def scale(self, x: Tensor, keep_remainder: bool = True) -> tuple[Tensor, None]:
         return x * self.beta, None
@@ -201,8 +201,10 @@ class ExactArithmetic:
         y = ((product >> BETA_BITS) & (BETA_ONE - 1)).add_(x >> BETA_BITS, alpha=n)
         if not keep_remainder:
             return y, None
-        # float32 is enough: t/n falls short of an integer by 1/n at least, 2^-16 of its size.
-        remainder = product.bitwise_and_(BETA_ONE - 1).to(torch.float32).div_(n).to(torch.uint8)
+        # The half keeps t/n away from integers, by 2^-17 of its size at least, so that the floor is
+        # right although float32 rounds, and although CUDA multiplies by 1/n where it should divide.
+        low = product.bitwise_and_(BETA_ONE - 1).to(torch.float32)
+        remainder = low.add_(0.5).div_(n).to(torch.uint8)
         return y, _pack(remainder.flatten(), self.remainder_bits)
 
     def unscale(self, y: Tensor, remainder: Tensor | None) -> Tensor:
@@ -211,10 +213,10 @@ class ExactArithmetic:
             return y
         assert remainder is not None  # scale() returned it
         # ⌈Y·2^16 / n⌉ = q·2^16 + ⌈(Y − q·n)·2^16 / n⌉ for any integer q: with q near Y / n the
-        # last term is small, and float64 gives its ceiling without error.
+        # last term is small, and float64 gives its ceiling, ⌊(a + n − ½) / n⌋, without error.
         q = y.to(torch.float64).div_(n).to(self.word)
-        small = y.sub(q, alpha=n).to(torch.float64).mul_(BETA_ONE).div_(n).ceil_().to(self.word)
-        x = small.add_(q, alpha=BETA_ONE)
+        small = y.sub(q, alpha=n).to(torch.float64).mul_(BETA_ONE)
+        x = small.add_(n - 0.5).div_(n).floor_().to(self.word).add_(q, alpha=BETA_ONE)
         return x.add_(_unpack(remainder, self.remainder_bits, x.numel()).view(x.shape))
 
     def add(self, y: Tensor, g: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     x_i = G_i(x_{i-1}; α) + y_{i-1}        y_i = β · x_{i-1}        x_0 = x, y_0 = β · x
 
 (Zhao et al., arXiv 2401.04105, section 3). ``arithmetic.py`` has these equations for one coupling,
-``coupling.py`` has the couplings as autograd nodes.
+``coupling.py`` the couplings as autograd nodes, ``streams.py`` what they share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .arithmetic import (
     predicted_inverse_error,
     round_beta,
 )
-from .coupling import Branch, Pass, check_shape, reversible_values, stored_values
+from .coupling import reversible_values, stored_values
+from .streams import Branch, Pass, check_shape
 
 __all__ = ["ReversibleChain", "residual"]
 
@@ -66,6 +67,13 @@ class ReversibleChain(nn.Module):
 
     A call ``chain(x, *args, **kwargs)`` hands the further arguments to every branch; tensors among
     them (masks, position embeddings), in containers too, get their gradients.
+
+    A chain is reversible in training, with gradients on and β > 0. In eval mode, under no_grad and
+    with ``reversible = False`` it runs the same equations and leaves storing to autograd. Exact
+    arithmetic checks, each time backward has come to the chain's beginning, that it found the
+    streams that forward started from; a backward that stops halfway is not checked, and ``float``
+    has nothing to check by. A parameter that serves in several couplings gets its gradients summed
+    coupling by coupling.
     """
 
     coefficients: Tensor
@@ -74,25 +82,21 @@ class ReversibleChain(nn.Module):
         super().__init__()
         # _modules and not children(), which would pass over a block that stands there twice.
         for key, block in blocks._modules.items():
-            assert block is not None
             self.add_module(key, block)
-            hooks = [*block._forward_hooks.values(), *block._forward_pre_hooks.values()]
-            if not hooks:
+        self._refuse_block_hooks()
+        for block in self:
+            if not block._forward_pre_hooks:
                 block.register_forward_pre_hook(_refuse_direct_call)
-            elif hooks != [_refuse_direct_call]:
-                raise ValueError(
-                    f"block {key!r} ({type(block).__name__}) has forward hooks, which would not "
-                    "run in a reversible chain: remove them, or put them on its submodules."
-                )
         self.branches = tuple(branches)
         self.name = "chain"
         self.arithmetic = "exact"
         self.reversible = True
         self.training = blocks.training
         # A buffer, so that it is saved, copied to averaged models and sent to other processes. Of
-        # integers, so that neither model.half() nor an average over models changes it, and small
+        # integers, which model.half() does not change and most averages over models copy, and small
         # enough for OpenMMLab's SyncBuffersHook, which sums buffers over processes (up to 512).
-        self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64))
+        device = next((p.device for p in blocks.parameters() if not p.is_meta), "cpu")
+        self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64, device=device))
         self.set_coefficients(1.0, 0.0)
 
     def set_coefficients(self, alpha: float, beta: float) -> None:
@@ -102,7 +106,7 @@ class ReversibleChain(nn.Module):
             ValueError: if α is not in [0, 1], or β neither 0 nor in [2^-8, 1].
         """
         check_coefficients(alpha, beta)
-        pair = [round(value * COEFFICIENT_ONE) for value in (alpha, round_beta(beta))]
+        pair = [round(float(value) * COEFFICIENT_ONE) for value in (alpha, round_beta(beta))]
         self.coefficients.copy_(torch.tensor(pair))
 
     def get_coefficients(self) -> tuple[float, float]:
@@ -123,10 +127,19 @@ class ReversibleChain(nn.Module):
             return x
         return self.features(x, *args, blocks=[len(self) - 1], **kwargs)[0]
 
-    def features(self, x: Tensor, *args: Any, blocks: Sequence[int], **kwargs: Any) -> list[Tensor]:
-        """Returns the stream x after each of the ``blocks`` (indices), in their order.
+    def features(
+        self,
+        x: Tensor,
+        *args: Any,
+        blocks: Sequence[int],
+        apply: Callable[[Tensor], Any] = lambda feature: feature,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Returns ``apply(x_i)`` after each of the ``blocks`` (indices), in their order.
 
         Runs no further than the last of them. Each one keeps a pair of streams of its own.
+        ``apply`` runs as soon as the stream is there, like a norm in a network's loop over blocks:
+        gradients are summed in the order in which operations ran.
         """
         outputs = {(block + 1) * len(self.branches) - 1: block for block in sorted(blocks)}
         if not outputs or min(outputs) < 0 or max(blocks) >= len(self):
@@ -134,7 +147,7 @@ class ReversibleChain(nn.Module):
         found = {}
         for index, value in enumerate(self._values(x, outputs, args, kwargs)):
             if index in outputs:
-                found[outputs[index]] = value
+                found[outputs[index]] = apply(value)
         return [found[block] for block in blocks]
 
     def _values(
@@ -142,6 +155,7 @@ class ReversibleChain(nn.Module):
     ) -> Iterator[Tensor]:
         """Yields x_1, x_2, … up to the last of the couplings ``outputs``."""
         alpha, beta = self.get_coefficients()
+        self._refuse_block_hooks()
         couplings = self.couplings()[: max(outputs) + 1]
         if beta == 0:
             for block, branch in couplings:
@@ -177,6 +191,23 @@ class ReversibleChain(nn.Module):
         """The (block, branch) pairs of the chain, in order."""
         return [(block, branch) for block in self for branch in self.branches]
 
+    def _refuse_block_hooks(self) -> None:
+        """Raises if a block has hooks, which never run, since its branches run apart."""
+        for key, block in self._modules.items():
+            assert block is not None
+            hooks = [
+                *block._forward_hooks.values(),
+                *block._forward_pre_hooks.values(),
+                *block._backward_hooks.values(),
+                *block._backward_pre_hooks.values(),
+            ]
+            if any(hook is not _refuse_direct_call for hook in hooks):
+                raise ValueError(
+                    f"block {key!r} ({type(block).__name__}) of {getattr(self, 'name', 'a chain')} "
+                    "has hooks, which do not run in a reversible chain: remove them, or put them "
+                    "on the block's submodules."
+                )
+
     def coupling_name(self, index: int) -> str:
         """Names coupling ``index`` for messages: its block's path and its branch."""
         block = list(self._modules)[index // len(self.branches)]
@@ -194,7 +225,7 @@ class ReversibleChain(nn.Module):
                 f"point multiplies its error by {error_growth(alpha, beta):.3g} at each of "
                 f"{len(this_pass.couplings)} couplings: in {dtype} a relative error of {error:.0e} "
                 f"is predicted, and gradients cannot be trusted. Use arithmetic='exact'.",
-                stacklevel=6,
+                stacklevel=8,
             )
 
     def _load_from_state_dict(
@@ -206,6 +237,8 @@ class ReversibleChain(nn.Module):
             missing.remove(prefix + "coefficients")
 
     def extra_repr(self) -> str:
+        if self.coefficients.is_meta:
+            return "coefficients on the meta device"
         alpha, beta = self.get_coefficients()
         names = ", ".join(getattr(branch, "__name__", str(branch)) for branch in self.branches)
         return (
@@ -217,7 +250,8 @@ class ReversibleChain(nn.Module):
         return len(self._modules)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter([block for block in self._modules.values() if block is not None])
+        blocks: list[Any] = list(self._modules.values())
+        return iter(blocks)
 
     def __getitem__(self, index: int | slice) -> nn.Module:
         if not isinstance(index, slice):

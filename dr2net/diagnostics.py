@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .arithmetic import error_growth, predicted_inverse_error, stream_growth
 from .chain import ReversibleChain
 from .conversion import chains, set_reversible
-from .coupling import leaf_like
 from .replay import run_recorded, run_replayed
+from .streams import Branch
 
 __all__ = [
     "bytes_kept",
@@ -99,7 +99,7 @@ def reconstruction_error(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs
             stream = this_pass.arithmetic.unscale(this_pass.y, remainder)
             value = this_pass.arithmetic.decode(stream)
             run = partial(this_pass.call, index, value, this_pass.side)
-            this_pass.retreat(index, stream, run_replayed(run, this_pass.device, state))
+            this_pass.retreat(index, stream, run_replayed(run, this_pass.device, state, []))
     error, size = (tensor.double().norm().item() for tensor in (value - start, start))
     return error / size if size else error
 
@@ -107,48 +107,46 @@ def reconstruction_error(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs
 def check_replay(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
     """Runs ``model(*inputs, **named_inputs)``, each module of its chains twice, and compares.
 
+    Leaves buffers and random streams as after a call without gradients.
+
     Raises:
         RuntimeError: a module returned other bits the second time, from the same input, random
             state and autocast state; names the first one.
         ValueError: the network has no chains, or the call reached none.
     """
-    calls: list[tuple[ReversibleChain, tuple, dict[str, Any]]] = []
-
-    def remember(chain: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        assert isinstance(chain, ReversibleChain)
-        calls.append((chain, args, kwargs))
-
-    hooks = [chain.register_forward_pre_hook(remember, with_kwargs=True) for chain in chains(model)]
+    found = chains(model)
+    originals = [chain.branches for chain in found]
+    checked: list[str] = []
     try:
+        for chain in found:
+            chain.branches = tuple(_run_twice(chain, b, checked) for b in chain.branches)
         with torch.no_grad():
             model(*inputs, **named_inputs)
     finally:
-        for hook in hooks:
-            hook.remove()
-    if not calls:
+        for chain, branches in zip(found, originals, strict=True):
+            chain.branches = branches
+    if not checked:
         raise ValueError("The call reached no reversible chain: is the model converted?")
-    for chain, args, kwargs in calls:
-        _check_chain(chain, *args, **kwargs)
 
 
-def _check_chain(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs: Any) -> None:
-    alpha, beta = chain.get_coefficients()
-    # At β = 0 streams have no arithmetic; any β serves to look at the modules.
-    this_pass = chain.start_pass(alpha, beta or 1.0, chain.couplings(), x, args, kwargs)
-    with torch.no_grad():
-        value, _ = this_pass.start(x)
-    for index in range(len(this_pass.couplings)):
-        leaf = leaf_like(value, True)
-        run = partial(this_pass.call, index, leaf, this_pass.side)
-        first, state = run_recorded(run, this_pass.device)
-        second = run_replayed(run, this_pass.device, state)
+def _run_twice(chain: ReversibleChain, branch: Branch, checked: list[str]) -> Branch:
+    """``branch``, compared with a replay of itself; adds its name to ``checked``."""
+
+    @wraps(branch)
+    def run(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        function = partial(branch, block, x, *args, **kwargs)
+        first, state = run_recorded(function, x.device)
+        second = run_replayed(function, x.device, state, block.buffers())
+        key = next(key for key, other in chain.named_children() if other is block)
+        checked.append(f"{chain.name}.{key}, {getattr(branch, '__name__', branch)}")
         if not torch.equal(first, second):
             error = (first - second).abs().max().item()
             raise RuntimeError(
-                f"{chain.coupling_name(index)} is not deterministic: run twice from the same "
-                f"input and random state, its outputs differ by up to {error:.3g}. Look for an "
-                "own random generator, counters or state that forward changes, and for kernels "
-                "that torch.use_deterministic_algorithms(True) would refuse."
+                f"The module ({checked[-1]}) is not deterministic: run twice from the same input "
+                f"and random state, its outputs differ by up to {error:.3g}. Look for an own "
+                "random generator, counters or state that forward changes, and for kernels that "
+                "torch.use_deterministic_algorithms(True) would refuse."
             )
-        with torch.no_grad():
-            value, _, _ = this_pass.advance(first, keep_remainder=False)
+        return first
+
+    return run

@@ -1,13 +1,14 @@
-"""Random and autocast state, taken when a module runs forward and replayed when it is recomputed.
+"""Random and autocast state, taken when a module runs forward, replayed when it is recomputed.
 
 A recomputed module returns its first bits only if it draws the same random numbers and computes in
 the same precision as the first time. As in ``torch.utils.checkpoint``, but per module, and a
-module that draws nothing keeps nothing.
+module that draws nothing keeps nothing. Buffers that a module changes in forward, such as running
+statistics, do not change a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -73,14 +74,25 @@ def run_recorded(
 
 
 def run_replayed(
-    function: Callable[[], Tensor], device: torch.device, state: RandomState | None
+    function: Callable[[], Tensor],
+    device: torch.device,
+    state: RandomState | None,
+    buffers: Iterable[Tensor],
 ) -> Tensor:
-    """Returns ``function()`` run from ``state``, and leaves the random streams as they were."""
-    if state is None:
-        return function()
-    outside = random_state(device)
-    set_random_state(device, state)
+    """Returns ``function()`` run from ``state``; random streams and ``buffers`` stay as they were.
+
+    Buffers are restored whether or not they seem to change: BatchNorm's kernels write its running
+    statistics without telling autograd.
+    """
+    outside = None if state is None else random_state(device)
+    values = [(buffer, buffer.clone()) for buffer in buffers]
+    if state is not None:
+        set_random_state(device, state)
     try:
         return function()
     finally:
-        set_random_state(device, outside)
+        if outside is not None:
+            set_random_state(device, outside)
+        for buffer, value in values:
+            # .data: the gradient that follows must not take this for a change of what it saved.
+            buffer.data.copy_(value)

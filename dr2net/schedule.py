@@ -55,8 +55,8 @@ class CoefficientSchedule:
                 f"beta={self.beta} would move through values below 2^-8, which cannot be inverted: "
                 "begin and end at 2^-8 or more, such as (0.1, 1.0)."
             )
-        if not 0 <= self.begin <= self.end:
-            raise ValueError(f"begin={self.begin}, end={self.end}: use 0 ≤ begin ≤ end.")
+        if not 0 <= self.begin <= self.end < math.inf:
+            raise ValueError(f"begin={self.begin}, end={self.end}: use 0 ≤ begin ≤ end < ∞.")
         if self.order not in ORDERS:
             raise ValueError(f"order={self.order!r} is unknown: use one of {ORDERS}.")
         if self.shape not in SHAPES:
@@ -109,5 +109,6 @@ class CoefficientSchedule:
         if self.shape == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         elif self.shape == "step":
-            progress = math.floor(progress * self.jumps) / self.jumps
+            # 0.29 · 100 is a little less than 29 in floating point, and is the 29th jump.
+            progress = math.floor(progress * self.jumps + 1e-9) / self.jumps
         return ends[0] + (ends[1] - ends[0]) * progress

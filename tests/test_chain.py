@@ -140,6 +140,20 @@ def test_frozen_blocks_at_the_start_keep_nothing():
     assert whole - bytes_kept(lambda: chain(x)) == 4 * x.numel() / 8  # four remainders of one bit
 
 
+def test_gradients_are_exact_in_channels_last_at_batch_one():
+    # Strides of dimensions of size 1 choose the kernel of a convolution.
+    blocks = nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)])
+
+    def inner(block, x, alpha):
+        return torch.add(block[0](x), x, alpha=alpha)
+
+    chain = ReversibleChain(blocks, (inner,)).train()
+    chain.set_coefficients(0.5, 0.5)
+    x = torch.randn(1, 4, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    assert_reversible_equals_stored(chain, x)
+    assert torch.equal(chain.eval()(x), chain.train()(x))
+
+
 def test_gradients_accumulate():
     chain, x = make_chain(dropout=0.1), stream()
     found = []
@@ -236,6 +250,35 @@ def test_gradient_hooks_fire_once_per_parameter():
         parameter.register_post_accumulate_grad_hook(calls.append)
     chain(stream()).sum().backward()
     assert sorted(map(id, calls)) == sorted(map(id, chain.parameters()))
+
+
+def test_tensor_hooks_on_parameters_see_the_gradient_once():
+    chain, x = make_chain(), stream()
+    parameter, calls = chain[0].first.weight, []
+    parameter.register_hook(lambda grad: calls.append(grad) or grad * 0.1)
+    torch.autograd.graph.register_multi_grad_hook([*chain.parameters()], calls.append)
+    assert_reversible_equals_stored(chain, x)
+    assert len(calls) == 4
+
+
+def test_running_statistics_move_once():
+    @residual
+    def normalised(block, x):
+        return block.norm(x)
+
+    def build():
+        torch.manual_seed(0)
+        blocks = nn.Sequential(*[nn.Sequential() for _ in range(2)])
+        for block in blocks:
+            block.norm = nn.BatchNorm1d(5)
+        chain = ReversibleChain(blocks, (normalised,))
+        chain.set_coefficients(0.5, 0.5)
+        return chain.train()
+
+    x, chains = stream(), [build(), build()]
+    assert_same_bits(*[gradients(chain, x, reversible=i == 1) for i, chain in enumerate(chains)])
+    assert_same_bits(*[[*chain.buffers()] for chain in chains])
+    assert chains[1][0].norm.num_batches_tracked == 1
 
 
 def test_parameters_used_directly_in_the_same_autocast_region_keep_their_gradient():
@@ -435,7 +478,7 @@ def test_a_module_that_moves_values_around_is_noticed():
     source = torch.Generator().manual_seed(0)
     chain = faulty(lambda output: output[:, torch.randperm(5, generator=source)])
     loss = chain(stream()).sum()
-    with pytest.raises(RuntimeError, match="when it was recomputed"):
+    with pytest.raises(RuntimeError, match="recomputed in backward"):
         loss.backward()
 
 
@@ -443,8 +486,23 @@ def test_an_unfaithful_module_above_a_feature_is_noticed():
     source = torch.Generator().manual_seed(0)
     chain = faulty(lambda output: output + torch.rand(output.shape, generator=source))
     loss = sum(f.sum() for f in chain.features(stream(), blocks=[0, 2]))
-    with pytest.raises(RuntimeError, match="when it was recomputed"):
+    with pytest.raises(RuntimeError, match="recomputed in backward"):
         loss.backward()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_hidden_tensor_whose_gradient_would_be_lost_is_refused(frozen):
+    shift = torch.ones(8, requires_grad=True)
+
+    @residual
+    def shifted(block, x):
+        return block.second(block.first(x)) + 2 * shift
+
+    chain = make_chain(branches=(shifted,)).requires_grad_(not frozen)
+    with pytest.raises(
+        RuntimeError, match=r"coupling 0 \(chain.0, shifted\).*gradient would be lost"
+    ):
+        chain(stream(requires_grad=False))
 
 
 def test_a_double_backward_is_refused_and_works_stored():
@@ -474,8 +532,27 @@ def test_a_block_called_alone_refuses():
 def test_a_block_with_hooks_is_refused():
     block = Block()
     block.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"'0' \(Block\) has forward hooks"):
+    with pytest.raises(ValueError, match=r"'0' \(Block\) of a chain has hooks"):
         ReversibleChain(nn.Sequential(block), (mix,))
+
+
+def test_a_hook_added_later_is_refused():
+    chain = make_chain()
+    chain[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"'1' \(Block\) of chain has hooks"):
+        chain(stream())
+
+
+def test_a_refused_block_leaves_the_others_as_they_were():
+    blocks = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    blocks[1].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="has hooks"):
+        ReversibleChain(blocks, (mix,))
+    blocks(stream())
+
+
+def test_a_chain_on_the_meta_device_can_be_printed():
+    assert "meta" in repr(make_chain().to("meta"))
 
 
 def test_an_integer_input_is_refused():

@@ -11,13 +11,13 @@ CPU = torch.device("cpu")
 def test_a_replay_draws_the_same_numbers():
     first, state = run_recorded(lambda: torch.rand(3), CPU)
     torch.rand(5)
-    assert torch.equal(run_replayed(lambda: torch.rand(3), CPU, state), first)
+    assert torch.equal(run_replayed(lambda: torch.rand(3), CPU, state, []), first)
 
 
 def test_a_replay_leaves_the_random_stream_where_it_was():
     _, state = run_recorded(lambda: torch.rand(3), CPU)
     before = torch.get_rng_state()
-    run_replayed(lambda: torch.rand(3), CPU, state)
+    run_replayed(lambda: torch.rand(3), CPU, state, [])
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -25,7 +25,7 @@ def test_a_failing_replay_leaves_the_random_stream_where_it_was():
     _, state = run_recorded(lambda: torch.rand(3), CPU)
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError):
-        run_replayed(lambda: torch.rand(3) / (1 // 0), CPU, state)
+        run_replayed(lambda: torch.rand(3) / (1 // 0), CPU, state, [])
     assert torch.equal(torch.get_rng_state(), before)
 
 

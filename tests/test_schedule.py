@@ -64,6 +64,11 @@ def test_step_jumps_at_equal_distances():
     assert [schedule.at(step)[0] for step in range(9)] == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0]
 
 
+def test_step_jumps_on_time_where_floating_point_falls_short():
+    schedule = CoefficientSchedule(end=100, order="together", shape="step", jumps=100)
+    assert schedule.at(29)[0] == pytest.approx(0.71)
+
+
 def test_a_schedule_without_length_jumps_to_its_end():
     schedule = CoefficientSchedule(begin=5, end=5)
     assert schedule.at(4) == (1.0, 0.1)
@@ -84,6 +89,7 @@ def test_a_schedule_is_applied_to_every_chain_of_a_model():
         ({"alpha": (1.0, -1.0)}, "alpha=-1.0"),
         ({"begin": 10, "end": 5}, "begin ≤ end"),
         ({"begin": -1}, "0 ≤ begin"),
+        ({"end": float("inf")}, "end < ∞"),
         ({"order": "random"}, "'random' is unknown"),
         ({"shape": "square"}, "'square' is unknown"),
         ({"interval": 0}, "interval=0"),

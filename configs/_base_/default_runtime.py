@@ -20,7 +20,7 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     # Without mmaction2's SyncBuffersHook: it averages buffers over processes, for BatchNorm, which
-    # these networks lack, and would sum Dr²Net's coefficients beyond the range of their integers.
+    # these networks lack.
     # A resumed run continues with the losses of the unbroken one.
     randomness=dict(type="ResumableRandomnessHook"),
     unreadable_videos=dict(type="UnreadableVideosHook"),

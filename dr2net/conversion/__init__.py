@@ -175,7 +175,10 @@ def _find_adapter(network: type) -> Adapter | None:
 
 
 def _check_options(adapter: Adapter, network: nn.Module, options: dict[str, Any]) -> None:
-    accepted = list(inspect.signature(adapter).parameters)[1:]
+    parameters = list(inspect.signature(adapter).parameters.values())[1:]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    accepted = [parameter.name for parameter in parameters]
     unknown = sorted(set(options) - set(accepted))
     if unknown:
         raise TypeError(

@@ -89,11 +89,16 @@ def forward_intermediates(
     last = len(self.blocks) - 1
     wanted = taken if stop_early or intermediates_only or last in taken else [*taken, last]
     batch, _, height, width = x.shape
-    features = self.blocks.features(
-        _embed(self, x), blocks=wanted, attn_mask=attn_mask, is_causal=is_causal
+    # The pair: the stream itself, and what is made of it, in the order of timm's own loop.
+    pairs = self.blocks.features(
+        _embed(self, x),
+        blocks=wanted,
+        apply=lambda feature: (feature, self.norm(feature) if norm else feature),
+        attn_mask=attn_mask,
+        is_causal=is_causal,
     )
-    final = features[-1]
-    maps = [self.norm(feature) if norm else feature for feature in features[: len(taken)]]
+    final = pairs[-1][0]
+    maps = [feature for _, feature in pairs[: len(taken)]]
     prefixes = [feature[:, : self.num_prefix_tokens] for feature in maps]
     maps = [feature[:, self.num_prefix_tokens :] for feature in maps]
     if output_fmt == "NCHW":

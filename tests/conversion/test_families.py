@@ -231,6 +231,19 @@ def check_intermediates(indices, **options):
     assert_nested_equal(found, expected)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_timm_intermediates_have_the_gradients_of_the_original(norm):
+    network, x = timm_vit().train(), torch.randn(IMAGES)
+    found = []
+    for model in (network, converted(network, 1, 0)):
+        final, maps = model.forward_intermediates(x, [0, 1, 2], norm=norm)
+        loss = final.sin().sum() + sum(feature.cos().sum() for feature in maps)
+        parameters = dict(model.named_parameters())
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        found.append(list(grads))
+    assert_same_bits(*found)
+
+
 def assert_nested_equal(found, expected):
     assert type(found) is type(expected)
     if isinstance(found, torch.Tensor):

@@ -1,0 +1,209 @@
+"""One pass through a chain: the pair of streams on its way up in forward and down in backward.
+
+Also the checks of what passes: shapes, values beyond the range, and, in backward, streams that are
+not those of forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .arithmetic import Arithmetic
+from .replay import AutocastState
+
+__all__ = ["Branch", "Pass", "ShapeError", "check_shape", "peak"]
+
+Branch = Callable[..., Tensor]
+"""``branch(block, x, alpha, *args, **kwargs) -> Tensor``: one module G(x; α) of a block."""
+
+
+class ShapeError(ValueError):
+    """A module of a chain returned something else than a tensor of its input's shape."""
+
+
+def check_shape(output: Any, x: Tensor) -> None:
+    """Raises ShapeError unless ``output`` is a tensor of the shape of ``x``."""
+    if isinstance(output, Tensor) and output.shape == x.shape:
+        return
+    given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ShapeError(
+        f"from a stream of shape {tuple(x.shape)} the module made {given}, but modules of a chain "
+        "must keep the shape. End the chain before this one."
+    )
+
+
+_SIDE_INPUT = object()  # stands for a tensor among the arguments of a call
+
+
+class Pass:
+    """One pass through a chain: what its couplings share from forward to the end of backward."""
+
+    def __init__(
+        self,
+        name: str,
+        coupling_names: list[str],
+        couplings: list[tuple[nn.Module, Branch]],
+        alpha: float,
+        arithmetic: Arithmetic,
+        device: torch.device,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ):
+        self.name = name
+        self.coupling_names = coupling_names
+        self.couplings = couplings
+        self.alpha = alpha
+        self.arithmetic = arithmetic
+        self.device = device
+        self.autocast = AutocastState(device.type)
+        # The side inputs' tensors go to autograd to be saved; the rest of the arguments stays here.
+        leaves, self.spec = tree_flatten((args, kwargs))
+        self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.leaves = [_SIDE_INPUT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self.x: Tensor | None = None
+        self.y: Tensor | None = None
+        # Index of the coupling whose output the pair (x, y) is; of the first one in backward.
+        self.position = -1
+        self.first: int | None = None
+        self.first_fingerprint: Tensor | None = None
+        # Largest |x| of the streams x_0, x_1, … and of the modules' outputs, as 0-d tensors.
+        self.stream_peaks: list[Tensor] = []
+        self.output_peaks: list[Tensor] = []
+        self.rebuilt_peaks: dict[int, Tensor] = {}
+
+    def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Makes the first pair of streams of x; returns x_0 and a stand-in for y_0."""
+        # The input's own peak: what lies beyond the range may encode to anything.
+        self.output_peaks.append(peak(x))
+        self.x = self.arithmetic.encode(x)
+        self.y, _ = self.arithmetic.scale(self.x, keep_remainder=False)
+        return self._decoded()
+
+    def call(self, index: int, x: Tensor, side: Sequence[Tensor]) -> Tensor:
+        """Returns G(x; α) of coupling ``index``, computed under the pass's autocast state."""
+        tensors = iter(side)
+        leaves = [next(tensors) if leaf is _SIDE_INPUT else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        block, branch = self.couplings[index]
+        try:
+            with self.autocast.replayed():
+                output = branch(block, x, self.alpha, *args, **kwargs)
+            check_shape(output, x)
+        except ShapeError as error:
+            raise ShapeError(f"{self.coupling_names[index]}: {error}") from None
+        return output
+
+    def advance(self, output: Tensor, keep_remainder: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Moves the streams through a coupling; returns x, a stand-in for y, and the remainder."""
+        assert self.x is not None
+        assert self.y is not None
+        self.output_peaks.append(peak(output))
+        y, remainder = self.arithmetic.scale(self.x, keep_remainder)
+        self.x, self.y = self.arithmetic.add(self.y, output), y
+        return *self._decoded(), remainder
+
+    def _decoded(self) -> tuple[Tensor, Tensor]:
+        """The stream x as modules see it, and a tensor of its shape that carries y's gradient."""
+        assert self.x is not None
+        x = self.arithmetic.decode(self.x)
+        self.stream_peaks.append(peak(x))
+        return x, x.new_zeros(()).expand_as(x)
+
+    def take_fingerprint(self, first: int) -> None:
+        """Remembers what the streams before coupling ``first``, where backward ends, look like."""
+        self.first = first
+        self.first_fingerprint = self._fingerprint()
+
+    def _fingerprint(self) -> Tensor | None:
+        """Sums over the streams, weighted so that moving values changes them."""
+        assert self.x is not None
+        assert self.y is not None
+        if not self.arithmetic.invertible or self.x.numel() == 0:
+            return None
+        sums = []
+        for stream in (self.x, self.y):
+            rows = stream.reshape(-1, stream.shape[-1] if stream.ndim else 1)
+            for total in (rows.sum(0), rows.sum(1)):
+                sums.append((total * torch.arange(1, len(total) + 1, device=self.device)).sum())
+        return torch.stack(sums)
+
+    def finish_forward(self) -> None:
+        """Drops the streams and checks their peaks: once per pass, as a GPU has to wait for it."""
+        self.x = self.y = None
+        self.side = []
+        peaks = [torch.stack(self.output_peaks), torch.stack(self.stream_peaks)]
+        outputs, streams = torch.stack(peaks).tolist()
+        for index, pair in enumerate(zip(outputs, streams, strict=True)):
+            for peak in pair:
+                if not peak <= self.arithmetic.limit or math.isinf(peak):
+                    self._raise_out_of_range(index - 1, peak)
+
+    def _raise_out_of_range(self, index: int, peak: float) -> None:
+        place = self.coupling_names[index] if index >= 0 else f"the input of {self.name}"
+        if not math.isfinite(peak):
+            raise FloatingPointError(
+                f"NaN or infinity at {place}. Look for it in the input and the parameters, lower "
+                "the learning rate, or autocast to bfloat16 instead of float16."
+            )
+        raise OverflowError(
+            f"A stream reached {peak:.4g} at {place}; words of {self.arithmetic} hold values up to "
+            f"{self.arithmetic.limit:.4g}. Use arithmetic='exact64', or coefficients under which "
+            f"streams grow less than at (alpha, beta) = ({self.alpha:g}, {self.arithmetic.beta:g})."
+        )
+
+    def restart_backward(self, index: int, x: Tensor, y: Tensor, *side: Tensor) -> None:
+        """Takes up the streams that coupling ``index`` kept; those rebuilt so far must agree."""
+        rebuilt = (self.x, self.y) if self.position == index else (None, None)
+        for before, now in zip(rebuilt, (x, y), strict=True):
+            if before is not None and self.arithmetic.invertible and not torch.equal(before, now):
+                self._raise_not_replayed(index + 1)
+        self.x, self.y, self.side = x, y, list(side)
+
+    def retreat(self, index: int, stream: Tensor, output: Tensor) -> None:
+        """Moves the streams back through coupling ``index``, given its input and output."""
+        assert self.x is not None
+        self.x, self.y = stream, self.arithmetic.subtract(self.x, output)
+        self.position = index - 1
+        if index == self.first:
+            before, now = self.first_fingerprint, self._fingerprint()
+            self.x = self.y = None
+            self.side = []
+            if before is not None and now is not None and not torch.equal(before, now):
+                self._raise_not_replayed(index)
+
+    def _raise_not_replayed(self, first: int) -> None:
+        """Raises because backward did not come back to streams that forward had.
+
+        A module that returned other bits than in forward leaves a mark on every stream rebuilt
+        after it. Its place is told by the first rebuilt peak that differs.
+        """
+        culprit = first
+        for index in sorted(self.rebuilt_peaks, reverse=True):
+            if index >= first and self.rebuilt_peaks[index] != self.stream_peaks[index]:
+                # x_index was rebuilt from y_{index+1} = x_{index+2} − G_{index+2}(x_{index+1}),
+                # whose coupling, counted from 0, is index + 1.
+                culprit = min(index + 1, len(self.couplings) - 1)
+                break
+        raise RuntimeError(
+            f"{self.coupling_names[culprit]}, or one near it, returned other values when it was "
+            "recomputed in backward: discard this backward's gradients. A module of a chain must "
+            "be deterministic given its input, PyTorch's random state and autocast: no own random "
+            "generator, no counters, no state that forward changes. "
+            "dr2net.check_replay(model, *inputs) finds the module; dr2net.set_reversible(model, "
+            "False) trains with activations stored."
+        )
+
+
+def peak(tensor: Tensor) -> Tensor:
+    """Largest absolute value as a 0-d float64 tensor: NaN if there is one, 0 of nothing."""
+    tensor = tensor.detach()
+    if tensor.numel() == 0:
+        return tensor.new_zeros((), dtype=torch.float64)
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(high, -low).double()
