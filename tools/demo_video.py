@@ -32,7 +32,7 @@ from tools import demo_measurements, demo_picture
 from tools.benchmark import hardware
 from tools.motion_clips import class_names, write_data_set
 from tools.result_files import markdown_table, write_json
-from tools.training_runs import Run, finish, last_checkpoint, locked
+from tools.training_runs import Run, TrainingError, finish, last_checkpoint, locked
 
 CONFIGS = ROOT / "configs/video/demo"
 PRETRAINING = CONFIGS / "pretrain_vit_tiny_motion.py"
@@ -64,7 +64,7 @@ def main() -> None:
         # One at a time in a work folder, and one writer of the clips.
         with locked(arguments.work_dir) as lock, locked(arguments.data.parent):
             run_demo(arguments, lock)
-    except (BlockingIOError, FileExistsError, RuntimeError) as error:
+    except (BlockingIOError, FileExistsError, TrainingError) as error:
         sys.exit(str(error))
 
 

@@ -29,13 +29,13 @@ DIRECTIONS = ("right", "down", "left", "up")
 TURNS = {"pretrain": (0, 1), "finetune": (2, 3)}
 CLIPS_PER_CLASS = {
     "pretrain": {"train": 250, "val": 30},
-    "finetune": {"train": 40, "val": 80},
+    "finetune": {"train": 80, "val": 60},
 }
 SEED = 0
 
 
 def class_names(part: str) -> list[str]:
-    """Return the classes of ``part`` (``pretrain`` or ``finetune``) in the order of their labels."""
+    """Return the classes of ``pretrain`` or ``finetune`` in the order of their labels."""
     return [
         f"{first}_then_{DIRECTIONS[(number + turn) % 4]}"
         for turn in TURNS[part]
@@ -126,6 +126,9 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
     Args:
         folder: Takes ``pretrain`` and ``finetune``.
         shrink: Write this many times fewer clips of each class, for tests.
+
+    Raises:
+        FileExistsError: ``folder`` holds something else.
     """
     settings = {
         "side": SIDE,
@@ -139,6 +142,8 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
     written = folder / "settings.json"
     if written.is_file() and json.loads(written.read_text()) == settings:
         return
+    if folder.exists() and not written.is_file():
+        raise FileExistsError(f"{folder} holds something else: name a folder that is not there yet")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for part, splits in settings["clips_per_class"].items():

@@ -16,6 +16,10 @@ from tools.result_files import write_json
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class TrainingError(RuntimeError):
+    """A training process failed."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training: its name, its config file and what is changed of the config."""
@@ -58,7 +62,7 @@ def finish(run: Run, folder: Path, threads: int, lock: int) -> dict[str, list]:
         lock: The descriptor of ``locked``.
 
     Raises:
-        RuntimeError: Training failed; the error shows the end of its log.
+        TrainingError: Training failed; the error shows the end of its log.
     """
     finished = folder / "curves.json"
     if finished.is_file():
@@ -86,13 +90,14 @@ def _train(run: Run, folder: Path, threads: int, lock: int) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            # Threads that spin while they wait would slow down what else runs on the machine.
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
             pass_fds=[lock],
             check=False,
         )
     if done.returncode:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{run.name}: training ended with {done.returncode}. {log} ends:\n{end}")
+        raise TrainingError(f"{run.name}: ended with {done.returncode}. {log} ends:\n{end}")
 
 
 def read_curves(folder: Path) -> dict[str, list]:

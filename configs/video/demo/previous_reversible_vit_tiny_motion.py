@@ -1,0 +1,11 @@
+"""Finetune the demo's tiny ViT as earlier methods do: reversible, (0, 1), from the first step.
+
+    make demo
+    python tools/train.py configs/video/demo/previous_reversible_vit_tiny_motion.py  # after make demo
+
+Recipe: that of conventional_vit_tiny_motion.py.
+"""
+
+_base_ = "./conventional_vit_tiny_motion.py"
+
+model = dict(backbone=dict(alpha=0.0, beta=1.0, arithmetic="float"))

@@ -1,0 +1,59 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_python_runs(capsys):
+    pytest.importorskip("timm")
+    torch.set_num_threads(2)
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    kept, error = capsys.readouterr().out.split()[-2:]
+    assert int(kept) > 0
+    assert float(error) == 0
+
+
+def test_config_entries_build_a_dr2net(capsys):
+    pytest.importorskip("mmengine")
+    pytest.importorskip("mmcv")
+    from mmengine.config import Config
+    from mmengine.registry import HOOKS, MODELS
+
+    import dr2net
+
+    (block,) = [block for block in blocks("python") if "custom_imports" in block]
+    config = Config.fromstring(block, ".py")
+    config.backbone.update(img_size=32, embed_dims=48, depth=1, num_heads=2)
+    config.model.backbone.backbone = config.backbone
+    import mmaction.models  # noqa: F401
+
+    model = MODELS.build(config.model.backbone)
+    assert dr2net.get_coefficients(model) == pytest.approx((1.0, 0.1), abs=2**-16)
+    assert HOOKS.build(config.custom_hooks[0]).schedule.end == 20
+
+
+@pytest.mark.parametrize("command", "".join(blocks("bash")).splitlines())
+def test_command_names_what_exists(command):
+    words = command.split()
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    # The environment and checkpoints come into being by the commands themselves.
+    files = [word for word in words if re.match(r"(tools|configs|results|docs)/", word)]
+    for name in files:
+        assert (ROOT / name).is_file(), f"{command}: {name} does not exist"
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert missing == []
