@@ -19,6 +19,7 @@ the way back returns the same bits).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,8 @@ BETA_MIN = 2.0**-8
 # Fraction bits of a stream by its word. Values may use all of the word but one bit, so that the
 # sum of two of them never wraps: |x| ≤ 1024 in 32 bits, ≤ 2^30 in 64.
 FRACTION_BITS = {torch.int32: 20, torch.int64: 32}
+
+ELEMENTS_AT_ONCE = 1 << 16
 
 # Beyond this growth λ^N of the streams (here as its log2), 32-bit words have too little room above
 # the usual activations (up to about 60) of a pretrained network.
@@ -194,37 +197,55 @@ class ExactArithmetic:
         n = self.numerator
         if n == BETA_ONE:
             return x, None
-        # X = high·2^16 + low. In 32 bits low·n may wrap to negative, but its 32 bits are right,
-        # and they are all that is used: the upper half goes to Y, the lower half t = n·X mod 2^16
-        # to the remainder, for r = X − ⌈(n·X − t) / n⌉ = ⌊t / n⌋.
-        product = (x & (BETA_ONE - 1)).mul_(n)
-        y = ((product >> BETA_BITS) & (BETA_ONE - 1)).add_(x >> BETA_BITS, alpha=n)
-        if not keep_remainder:
-            return y, None
-        # The half keeps t/n away from integers, by 2^-17 of its size at least, so that the floor is
-        # right although float32 rounds, and although CUDA multiplies by 1/n where it should divide.
-        low = product.bitwise_and_(BETA_ONE - 1).to(torch.float32)
-        remainder = low.add_(0.5).div_(n).to(torch.uint8)
-        return y, _pack(remainder.flatten(), self.remainder_bits)
+        flat = x.reshape(-1)
+        y = torch.empty_like(flat)
+        remainder = torch.empty_like(flat, dtype=torch.uint8) if keep_remainder else None
+        for part in _parts(flat):
+            # X = high·2^16 + low. In 32 bits low·n may wrap to negative, but its 32 bits are right,
+            # and they are all that is used: the upper half goes to Y, the lower half
+            # t = n·X mod 2^16 to the remainder, for r = X − ⌈(n·X − t) / n⌉ = ⌊t / n⌋.
+            product = (flat[part] & (BETA_ONE - 1)).mul_(n)
+            torch.bitwise_right_shift(product, BETA_BITS, out=y[part])
+            y[part].bitwise_and_(BETA_ONE - 1).add_(flat[part] >> BETA_BITS, alpha=n)
+            if remainder is not None:
+                # The half keeps t/n away from integers, by 2^-17 of its size at least, so that the
+                # floor is right although float32 rounds, and although CUDA multiplies by 1/n where
+                # it should divide.
+                low = product.bitwise_and_(BETA_ONE - 1).to(torch.float32)
+                remainder[part] = low.add_(0.5).div_(n).to(torch.uint8)
+        packed = None if remainder is None else _pack(remainder, self.remainder_bits)
+        return _shaped_like(x, y), packed
 
     def unscale(self, y: Tensor, remainder: Tensor | None) -> Tensor:
         n = self.numerator
         if n == BETA_ONE:
             return y
         assert remainder is not None  # scale() returned it
-        # ⌈Y·2^16 / n⌉ = q·2^16 + ⌈(Y − q·n)·2^16 / n⌉ for any integer q: with q near Y / n the
-        # last term is small, and float64 gives its ceiling, ⌊(a + n − ½) / n⌋, without error.
-        q = y.to(torch.float64).div_(n).to(self.word)
-        small = y.sub(q, alpha=n).to(torch.float64).mul_(BETA_ONE)
-        x = small.add_(n - 0.5).div_(n).floor_().to(self.word).add_(q, alpha=BETA_ONE)
-        return x.add_(_unpack(remainder, self.remainder_bits, x.numel()).view(x.shape))
+        flat = y.reshape(-1)
+        x = torch.empty_like(flat)
+        rest = _unpack(remainder, self.remainder_bits, flat.numel())
+        for part in _parts(flat):
+            # ⌈Y·2^16 / n⌉ = q·2^16 + ⌈(Y − q·n)·2^16 / n⌉ for any integer q: with q near Y / n the
+            # last term is small, and float64 gives its ceiling, ⌊(a + n − ½) / n⌋, without error.
+            q = flat[part].to(torch.float64).div_(n).to(self.word)
+            small = flat[part].sub(q, alpha=n).to(torch.float64).mul_(BETA_ONE)
+            ceiling = small.add_(n - 0.5).div_(n).floor_().to(self.word)
+            torch.add(ceiling.add_(rest[part]), q, alpha=BETA_ONE, out=x[part])
+        return _shaped_like(y, x)
 
     def add(self, y: Tensor, g: Tensor) -> Tensor:
-        # The stream comes first: the sum takes its memory layout, not the module output's.
-        return y + self.encode(g)
+        return self._combine(torch.add, y, g)
 
     def subtract(self, x: Tensor, g: Tensor) -> Tensor:
-        return x - self.encode(g)
+        return self._combine(torch.sub, x, g)
+
+    def _combine(self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor) -> Tensor:
+        # The result has the memory layout of the stream, whatever the module output's is.
+        flat, output = stream.reshape(-1), g.detach().reshape(-1)
+        result = torch.empty_like(flat)
+        for part in _parts(flat):
+            operation(flat[part], self.encode(output[part]), out=result[part])
+        return _shaped_like(stream, result)
 
 
 Arithmetic = ExactArithmetic | FloatArithmetic
@@ -244,6 +265,22 @@ def make_arithmetic(
     fits = log2_growth <= LOG2_GROWTH_IN_32_BITS and dtype != torch.float64
     narrow = name == "exact" and fits
     return ExactArithmetic(beta, dtype, torch.int32 if narrow else torch.int64)
+
+
+def _parts(flat: Tensor) -> list[slice]:
+    """Slices of a flat tensor to compute with one after the other.
+
+    On a CPU temporaries of this size stay in the cache; whole ones are fresh pages of memory each
+    time, which cost many times the arithmetic.
+    """
+    size = ELEMENTS_AT_ONCE if flat.device.type == "cpu" else max(flat.numel(), 1)
+    return [slice(start, start + size) for start in range(0, flat.numel(), size)]
+
+
+def _shaped_like(stream: Tensor, flat: Tensor) -> Tensor:
+    """``flat`` in the shape and the memory layout of ``stream``."""
+    shaped = flat.view(stream.shape)
+    return shaped if stream.is_contiguous() else torch.empty_like(stream).copy_(shaped)
 
 
 def _fields(bits: int) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Finetune the demo's tiny ViT as a Dr²Net: from the pretrained network to a reversible one.
 
     make demo
-    python tools/train.py configs/video/demo/dr2net_vit_tiny_motion.py  # after make demo
+    python tools/train.py configs/video/demo/dr2net_vit_tiny_motion.py  # then
 
 Recipe: that of conventional_vit_tiny_motion.py.
 """
