@@ -40,5 +40,5 @@ demo: setup ## finetune a tiny network three ways on videos made for it (under 1
 benchmark: setup ## memory and time per training step, in a small setting
 	$(BIN)/python tools/benchmark.py
 
-clean: ## remove .venv and everything that training wrote
-	rm -rf $(VENV) work_dirs data/demo
+clean: ## remove .venv and what "make demo" wrote
+	rm -rf $(VENV) work_dirs/demo data/motion

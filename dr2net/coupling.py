@@ -88,7 +88,7 @@ def reversible_values(this_pass: Pass, x: Tensor, outputs: dict[int, int]) -> It
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         if not needs_gradient and not trained:
             # Before the first coupling that needs a gradient there is nothing to rebuild.
-            with torch.enable_grad(), saved_tensors_hooks(_identity, _identity):
+            with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
                 output = this_pass.call(index, x, side)
             _refuse_hidden_inputs(output, [], this_pass.coupling_names[index])
             with torch.no_grad():
@@ -129,7 +129,7 @@ class _ReversibleCoupling(torch.autograd.Function):
         # With gradients on and the same inputs requiring them as in backward, so that PyTorch
         # chooses the same kernels. The graph made here is dropped at once: what it saves is not
         # for the hooks that the user may have set (to offload, to count).
-        with torch.enable_grad(), saved_tensors_hooks(_identity, _identity):
+        with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
             x, *side = map(_leaf_like, (x, *this_pass.side))
             output, ctx.random_state = run_recorded(
                 partial(this_pass.call, index, x, side), this_pass.device
@@ -214,8 +214,9 @@ def _tensor_hooks_suspended(tensors: list[Tensor]) -> Iterator[None]:
             tensor._backward_hooks = hook
 
 
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
+def _keep_nothing(_: Any) -> Any:
+    """Packs a tensor of a graph that is never run backward: an output kept would be a cycle."""
+    return None
 
 
 def _leaf_like(tensor: Tensor, needs_gradient: bool | None = None) -> Tensor:
