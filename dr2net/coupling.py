@@ -122,10 +122,9 @@ class _ReversibleCoupling(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.this_pass, ctx.index, ctx.keeps_streams = this_pass, index, keeps_streams
-        ctx.side_count = len(this_pass.side)
         ctx.parameters = parameters
         ctx.versions = [parameter._version for parameter in parameters]
-        ctx.trained = tensors[ctx.side_count :]
+        ctx.trained = tensors[len(this_pass.side) :]
         # With gradients on and the same inputs requiring them as in backward, so that PyTorch
         # chooses the same kernels. The graph made here is dropped at once: what it saves is not
         # for the hooks that the user may have set (to offload, to count).

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import platform
 import statistics
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import dr2net
+from tools.result_files import write_json
 
 Make = Callable[[nn.Module], nn.Module]
 
@@ -225,10 +225,7 @@ def main() -> None:
         pairs = zip(columns, widths, strict=True)
         print("  ".join(cells[column].ljust(width) for column, width in pairs))
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        partial_file = arguments.out.with_suffix(".partial")
-        partial_file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        partial_file.replace(arguments.out)
+        write_json(arguments.out, result)
 
 
 if __name__ == "__main__":
