@@ -1,6 +1,6 @@
 """Make the OpenMMLab versions of setup.cfg import and work together.
 
-Three known problems, each mended only where it is found:
+Four known problems, each mended only where it is found:
 
 - mmcv installed without its compiled operators lacks ``mmcv._ext``, which ``mmcv.ops`` and
   ``mmdet.models`` import at once. A stand-in lets them import; an operator that is then called
@@ -8,6 +8,9 @@ Three known problems, each mended only where it is found:
   one that exists but does not load fails with its own error.
 - mmaction2 1.2.0 refuses mmcv 2.2 and later by an assertion, although all that dr2net uses of it
   works with 2.2 and 2.3.
+- mmaction2 1.2.0 imports, where transformers is installed, names that transformers 5 no longer has.
+  Its multimodal networks (VindLU), the ones that need them, are then left out, as without
+  transformers.
 - The mmaction2 1.2.0 wheel lacks ``mmaction.models.localizers.drn``, a sub-package that its own
   ``__init__`` imports.
 """
@@ -32,6 +35,7 @@ def install() -> None:
     if _installed_version("mmaction2") == MMACTION_VERSION:
         _stand_in_for_drn()
         _import_mmaction()
+        _leave_out_multimodal_networks()
 
 
 def _installed_version(distribution: str) -> str | None:
@@ -114,3 +118,11 @@ def _import_mmaction() -> None:
         import mmaction  # noqa: F401
     finally:
         mmcv.__version__ = version
+
+
+def _leave_out_multimodal_networks() -> None:
+    version = _installed_version("transformers")
+    if version is not None and int(version.split(".")[0]) >= 5:
+        from mmaction.utils import dependency
+
+        dependency.WITH_MULTIMODAL = False

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import uuid
 from functools import partial
 
 import pytest
@@ -46,7 +47,8 @@ def run(tmp_path, epochs, *, hook=None, hooks=(), amp=False, resume=False, itera
         else {"optimizer": optimizer},
         custom_hooks=[{"type": "CoefficientScheduleHook", **(hook or {"end": 4})}, *hooks],
         default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
-        experiment_name="hook",
+        # mmengine keeps visualizers by experiment, whose name has a resolution of 1 s.
+        experiment_name=uuid.uuid4().hex,
         resume=resume,
     )
     runner.train()

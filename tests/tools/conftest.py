@@ -122,14 +122,17 @@ def run_command():
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
             "PYTHON": sys.executable,
         }
-        return subprocess.run(
+        finished = subprocess.run(
             [str(part) for part in command],
             cwd=cwd,
             env=environment,
-            check=True,
             capture_output=True,
             text=True,
         )
+        if finished.returncode:
+            print(finished.stdout, finished.stderr)  # pytest shows it where the test fails
+        finished.check_returncode()
+        return finished
 
     return run
 

@@ -202,8 +202,11 @@ train_dataloader["batch_size"] = {batch}
         if not value.is_floating_point():
             assert torch.equal(value, expected[name])
             continue
-        # The mean over a batch is summed in another order: a few units in the last place of the
-        # largest weight, whose scale the sums have.
+        # The mean over a batch is summed in another order, and kernels for one sample and for two
+        # round differently. Biases start from 0, so that they hold nothing but four gradients,
+        # which mostly cancel: 5 to 12 units of 2^-24 of the largest were seen on one processor
+        # with several sets of kernels, and more must be expected of others. Gradients that were
+        # not shared, or not averaged, differ by about 1.
         torch.testing.assert_close(
-            value, expected[name], rtol=0, atol=32 * 2**-24 * float(value.abs().max())
+            value, expected[name], rtol=0, atol=2**-14 * float(value.abs().max())
         )
