@@ -21,7 +21,7 @@ $(READY): setup.cfg pyproject.toml tools/system_libraries.py
 	       'Install Python 3.11, or name one: make PYTHON=/path/to/python3.11 setup' >&2; exit 1; }
 	@$(PYTHON) tools/system_libraries.py
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[video,dev]'
+	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[video,detection,transformers,dev]'
 	@touch $(READY)
 
 lint: setup ## ruff over everything, mypy over dr2net/

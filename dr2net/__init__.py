@@ -8,6 +8,7 @@ from .conversion import (
     get_coefficients,
     is_convertible,
     register_adapter,
+    revert,
     set_coefficients,
     set_reversible,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "is_convertible",
     "register_adapter",
     "residual",
+    "revert",
     "set_coefficients",
     "set_reversible",
 ]

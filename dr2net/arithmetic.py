@@ -197,6 +197,8 @@ class ExactArithmetic:
         n = self.numerator
         if n == BETA_ONE:
             return x, None
+        if torch.compiler.is_exporting():
+            return self._scale_in_plain_operations(x), None
         flat = x.reshape(-1)
         y = torch.empty_like(flat)
         remainder = torch.empty_like(flat, dtype=torch.uint8) if keep_remainder else None
@@ -215,6 +217,13 @@ class ExactArithmetic:
                 remainder[part] = low.add_(0.5).div_(n).to(torch.uint8)
         packed = None if remainder is None else _pack(remainder, self.remainder_bits)
         return _shaped_like(x, y), packed
+
+    def _scale_in_plain_operations(self, x: Tensor) -> Tensor:
+        """``scale`` in operations that ONNX and others know, on integers that do not wrap."""
+        wide = x.to(torch.int64)
+        low = wide % BETA_ONE
+        high = (wide - low) // BETA_ONE
+        return (high * self.numerator + low * self.numerator // BETA_ONE).to(self.word)
 
     def unscale(self, y: Tensor, remainder: Tensor | None) -> Tensor:
         n = self.numerator
@@ -240,6 +249,8 @@ class ExactArithmetic:
         return self._combine(torch.sub, x, g)
 
     def _combine(self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return operation(stream, self.encode(g))
         # The result has the memory layout of the stream, whatever the module output's is.
         flat, output = stream.reshape(-1), g.detach().reshape(-1)
         result = torch.empty_like(flat)

@@ -9,9 +9,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy
 from functools import wraps
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from .arithmetic import (
     predicted_inverse_error,
     round_beta,
 )
-from .coupling import reversible_values, stored_values
+from .coupling import coupling_values
 from .streams import Branch, Pass, check_shape
 
 __all__ = ["ReversibleChain", "residual"]
@@ -64,12 +66,16 @@ class ReversibleChain(nn.Module):
         branches: for each block in turn, the functions that apply its modules, for example one for
             attention and one for the MLP. They must be functions of a module's top level, and
             reach tensors only through their arguments, so that a chain can be copied and pickled.
+        ordinary: names in ``blocks`` of those that are no couplings, because they change the shape
+            of the stream: they run as they are, called like the chain. The streams end before such
+            a block and start anew after it.
 
     A call ``chain(x, *args, **kwargs)`` hands the further arguments to every branch; tensors among
     them (masks, position embeddings), in containers too, get their gradients.
 
     A chain is reversible in training, with gradients on and β > 0. In eval mode, under no_grad and
-    with ``reversible = False`` it runs the same equations and leaves storing to autograd. Exact
+    with ``reversible = False`` it runs the same equations and leaves storing to autograd; the
+    attribute ``keep`` names single blocks whose activations are stored. Exact
     arithmetic checks, each time backward has come to the chain's beginning, that it found the
     streams that forward started from; a backward that stops halfway is not checked, and ``float``
     has nothing to check by. A parameter that serves in several couplings gets its gradients summed
@@ -78,16 +84,30 @@ class ReversibleChain(nn.Module):
 
     coefficients: Tensor
 
-    def __init__(self, blocks: nn.Module, branches: Sequence[Branch]):
+    # The buffer, its version and (α, β), as last read.
+    _known: tuple[Tensor, int, tuple[float, float]] | None = None
+
+    def __init__(
+        self, blocks: nn.Module, branches: Sequence[Branch], ordinary: Collection[str] = ()
+    ):
         super().__init__()
+        unknown = set(ordinary) - set(blocks._modules)
+        if unknown:
+            raise ValueError(
+                f"ordinary={sorted(unknown)}: no such blocks among {list(blocks._modules)}."
+            )
         # _modules and not children(), which would pass over a block that stands there twice.
         for key, block in blocks._modules.items():
             self.add_module(key, block)
+        self.ordinary = frozenset(ordinary)
         self._refuse_block_hooks()
-        for block in self:
+        for block in self.reversible_blocks():
             if not block._forward_pre_hooks:
                 block.register_forward_pre_hook(_refuse_direct_call)
         self.branches = tuple(branches)
+        self.keep: frozenset[str] = frozenset()
+        # For revert. In a tuple, since a module would become a child.
+        self.container = (_emptied(blocks),)
         self.name = "chain"
         self.arithmetic = "exact"
         self.reversible = True
@@ -111,9 +131,39 @@ class ReversibleChain(nn.Module):
 
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
+        # Read only where something has written: it makes a GPU wait, and an export fail.
+        if self._known is not None:
+            buffer, version, pair = self._known
+            same = buffer is self.coefficients or torch.compiler.is_exporting()
+            if same and not buffer.is_inference() and buffer._version == version:
+                return pair
         alpha, beta = (value / COEFFICIENT_ONE for value in self.coefficients.tolist())
         check_coefficients(alpha, beta)  # the buffer may have been written by others
+        if not self.coefficients.is_inference():
+            version = self.coefficients._version
+            self._known = self.coefficients, version, (alpha, round_beta(beta))
         return alpha, round_beta(beta)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(function, recurse)
+        self._known = None
+        if not self.coefficients.is_meta:
+            self.get_coefficients()  # now, since an export cannot read a new buffer
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_known"}
+
+    def restore_container(self) -> nn.Module:
+        """Returns the container of blocks that the chain was made of, and frees its blocks."""
+        (container,) = self.container
+        container._modules = dict(self._modules)
+        container.training = self.training
+        for block in self:
+            for number, hook in list(block._forward_pre_hooks.items()):
+                if hook is _refuse_direct_call:
+                    del block._forward_pre_hooks[number]
+        return container
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Returns x_N, of the shape and dtype of ``x`` (at β = 0: what the blocks return).
@@ -141,60 +191,105 @@ class ReversibleChain(nn.Module):
         ``apply`` runs as soon as the stream is there, like a norm in a network's loop over blocks:
         gradients are summed in the order in which operations ran.
         """
-        outputs = {(block + 1) * len(self.branches) - 1: block for block in sorted(blocks)}
-        if not outputs or min(outputs) < 0 or max(blocks) >= len(self):
+        if not blocks or min(blocks) < 0 or max(blocks) >= len(self):
             raise ValueError(f"blocks={list(blocks)}: {self.name} has blocks 0 to {len(self) - 1}.")
-        found = {}
-        for index, value in enumerate(self._values(x, outputs, args, kwargs)):
-            if index in outputs:
-                found[outputs[index]] = apply(value)
-        return [found[block] for block in blocks]
-
-    def _values(
-        self, x: Tensor, outputs: dict[int, int], args: tuple, kwargs: dict[str, Any]
-    ) -> Iterator[Tensor]:
-        """Yields x_1, x_2, … up to the last of the couplings ``outputs``."""
-        alpha, beta = self.get_coefficients()
         self._refuse_block_hooks()
-        couplings = self.couplings()[: max(outputs) + 1]
+        keys = list(self._modules)
+        wanted = {keys[block] for block in blocks}
+        found = {}
+        for is_ordinary, group in groupby(keys[: max(blocks) + 1], self.ordinary.__contains__):
+            stretch = list(group)
+            run = self._run_ordinary if is_ordinary else self._run_coupled
+            values = run(stretch, wanted, x, args, kwargs)
+            for key, x in zip(stretch, values, strict=True):
+                if key in wanted:
+                    found[key] = apply(x)
+        return [found[keys[block]] for block in blocks]
+
+    def _run_ordinary(
+        self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        for key in keys:
+            x = self.get_submodule(key)(x, *args, **kwargs)
+            yield x
+
+    def _run_coupled(
+        self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        """Yields x after each of the blocks ``keys``; it leaves the chain after ``wanted`` ones."""
+        values = self._couple(keys, wanted, x, args, kwargs)
+        branches = len(self.branches)
+        return islice(values, branches - 1, None, branches)
+
+    def _couple(
+        self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        """Yields x after each coupling of the blocks ``keys``."""
+        alpha, beta = self.get_coefficients()
         if beta == 0:
-            for block, branch in couplings:
+            for block, branch in self.couplings(keys):
                 x = branch(block, x, alpha, *args, **kwargs)
                 yield x
             return
-        this_pass = self.start_pass(alpha, beta, couplings, x, args, kwargs)
-        if self.reversible and self.training and torch.is_grad_enabled():
+        this_pass = self.start_pass(keys, x, args, kwargs)
+        if torch.compiler.is_exporting():
+            yield from this_pass.exported_values(x, args, kwargs)
+            return
+        rebuilds = self.reversible and self.training and torch.is_grad_enabled()
+        if rebuilds:
             self._warn_if_inverse_is_untrusted(alpha, beta, this_pass)
-            yield from reversible_values(this_pass, x, outputs)
-        else:
-            yield from stored_values(this_pass, x)
+        owners = [key for key in keys for _ in self.branches]
+        rebuilt = [rebuilds and key not in self.keep for key in owners]
+        branches = len(self.branches)
+        outputs = {(i + 1) * branches - 1 for i, key in enumerate(keys) if key in wanted}
+        yield from coupling_values(this_pass, x, rebuilt, outputs)
         this_pass.finish_forward()
 
-    def start_pass(
-        self,
-        alpha: float,
-        beta: float,
-        couplings: list[tuple[nn.Module, Branch]],
-        x: Tensor,
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> Pass:
-        """A pass through ``couplings``, in the arithmetic that the whole chain has."""
+    def start_pass(self, keys: list[str], x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Pass:
+        """A pass through the couplings of the blocks ``keys``.
+
+        Its arithmetic is the same for a part of a stretch of couplings as for the whole.
+        """
         check_arithmetic(self.arithmetic)
         if not x.is_floating_point():
             raise ValueError(f"{self.name} got an input of {x.dtype}: it takes floating point.")
-        arithmetic = make_arithmetic(self.arithmetic, alpha, beta, len(self.couplings()), x.dtype)
-        names = [self.coupling_name(index) for index in range(len(couplings))]
-        return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs)
+        alpha, beta = self.get_coefficients()
+        longest = max(map(len, self.stretches())) * len(self.branches)
+        arithmetic = make_arithmetic(self.arithmetic, alpha, beta, longest, x.dtype)
+        names = self.coupling_names(keys)
+        return Pass(
+            self.name, names, self.couplings(keys), alpha, arithmetic, x.device, args, kwargs
+        )
 
-    def couplings(self) -> list[tuple[nn.Module, Branch]]:
-        """The (block, branch) pairs of the chain, in order."""
-        return [(block, branch) for block in self for branch in self.branches]
+    def stretches(self) -> list[list[str]]:
+        """Names of the blocks that are couplings, split where an ordinary block stands."""
+        grouped = groupby(self._modules, self.ordinary.__contains__)
+        return [list(group) for is_ordinary, group in grouped if not is_ordinary]
+
+    def reversible_blocks(self) -> list[nn.Module]:
+        """The blocks that are couplings."""
+        return [self.get_submodule(key) for keys in self.stretches() for key in keys]
+
+    def couplings(self, keys: Sequence[str] | None = None) -> list[tuple[nn.Module, Branch]]:
+        """The (block, branch) pairs of the blocks ``keys``, or of all, in order."""
+        if keys is None:
+            keys = [key for stretch in self.stretches() for key in stretch]
+        return [(self.get_submodule(key), branch) for key in keys for branch in self.branches]
+
+    def coupling_names(self, keys: Sequence[str]) -> list[str]:
+        """Names the couplings of the blocks ``keys`` for messages: number, path and branch."""
+        all_keys = [key for stretch in self.stretches() for key in stretch]
+        return [
+            f"coupling {all_keys.index(key) * len(self.branches) + place} "
+            f"({self.name}.{key}, {getattr(branch, '__name__', branch)})"
+            for key in keys
+            for place, branch in enumerate(self.branches)
+        ]
 
     def _refuse_block_hooks(self) -> None:
         """Raises if a block has hooks, which never run, since its branches run apart."""
-        for key, block in self._modules.items():
-            assert block is not None
+        for key in (key for stretch in self.stretches() for key in stretch):
+            block = self.get_submodule(key)
             hooks = [
                 *block._forward_hooks.values(),
                 *block._forward_pre_hooks.values(),
@@ -207,12 +302,6 @@ class ReversibleChain(nn.Module):
                     "has hooks, which do not run in a reversible chain: remove them, or put them "
                     "on the block's submodules."
                 )
-
-    def coupling_name(self, index: int) -> str:
-        """Names coupling ``index`` for messages: its block's path and its branch."""
-        block = list(self._modules)[index // len(self.branches)]
-        branch = self.branches[index % len(self.branches)]
-        return f"coupling {index} ({self.name}.{block}, {getattr(branch, '__name__', branch)})"
 
     def _warn_if_inverse_is_untrusted(self, alpha: float, beta: float, this_pass: Pass) -> None:
         if this_pass.arithmetic.invertible:
@@ -256,12 +345,8 @@ class ReversibleChain(nn.Module):
     def __getitem__(self, index: int | slice) -> nn.Module:
         if not isinstance(index, slice):
             return list(self)[index]
-        part = ReversibleChain(nn.Sequential(), self.branches)
-        for key, block in list(self._modules.items())[index]:
-            part.add_module(key, block)
-        part.name, part.arithmetic, part.reversible = self.name, self.arithmetic, self.reversible
-        part.training = self.training
-        part.coefficients = self.coefficients
+        part = copy(self)
+        part._modules = dict(list(self._modules.items())[index])
         return part
 
 
@@ -270,3 +355,10 @@ def _refuse_direct_call(block: nn.Module, inputs: tuple) -> None:
         f"This {type(block).__name__} is part of a reversible chain, and alone it would ignore α "
         "and β: call the chain, or chain.features(x, blocks=[...]) for the output of a block."
     )
+
+
+def _emptied(container: nn.Module) -> nn.Module:
+    """A copy of a container of blocks without the blocks."""
+    empty = copy(container)
+    empty._modules = {}
+    return empty

@@ -6,7 +6,7 @@ Each coupling is one node, so that the gradients of its parameters leave as soon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from .arithmetic import combine_gradients
 from .replay import run_recorded, run_replayed
 from .streams import Pass, peak
 
-__all__ = ["reversible_values", "stored_values"]
+__all__ = ["coupling_values"]
 
 
 class _Start(torch.autograd.Function):
@@ -36,17 +36,56 @@ class _Start(torch.autograd.Function):
         return None, combine_gradients(grad_x, grad_y, ctx.beta)
 
 
-def stored_values(this_pass: Pass, x: Tensor) -> Iterator[Tensor]:
-    """The couplings with activations kept by autograd: the reference for ``reversible_values``."""
+def coupling_values(
+    this_pass: Pass, x: Tensor, rebuilt: Sequence[bool], outputs: Container[int]
+) -> Iterator[Tensor]:
+    """Yields the stream x after each coupling.
+
+    Args:
+        x: what enters the first coupling.
+        rebuilt: for each coupling, whether backward rebuilds its input and recomputes its module;
+            autograd stores what it needs of the others, which are the reference.
+        outputs: the couplings whose x leaves the chain.
+    """
     x, y = _Start.apply(this_pass, x)
-    for index in range(len(this_pass.couplings)):
-        for_module, for_y = _Split.apply(this_pass.arithmetic.beta, x)
-        # Views, so that gradients of side inputs are summed coupling by coupling. [...] and not
-        # view_as, which may give other strides, by which kernels are chosen.
-        side = [tensor[...] for tensor in this_pass.side]
-        output = this_pass.call(index, for_module, side)
-        x, y = _StoredCoupling.apply(this_pass, output, for_y, y)
+    last = len(this_pass.couplings) - 1
+    for index in range(last + 1):
+        if not rebuilt[index]:
+            x, y = _stored_coupling(this_pass, index, x, y)
+        else:
+            begins = index == 0 or not rebuilt[index - 1]
+            ends = index in outputs or index == last or not rebuilt[index + 1]
+            x, y = _rebuilt_coupling(this_pass, index, begins, ends, x, y)
         yield x
+
+
+def _stored_coupling(this_pass: Pass, index: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    for_module, for_y = _Split.apply(this_pass.arithmetic.beta, x)
+    # Views, so that gradients of side inputs are summed coupling by coupling. [...] and not
+    # view_as, which may give other strides, by which kernels are chosen.
+    side = [tensor[...] for tensor in this_pass.side]
+    output = this_pass.call(index, for_module, side)
+    return _StoredCoupling.apply(this_pass, output, for_y, y)
+
+
+def _rebuilt_coupling(
+    this_pass: Pass, index: int, begins: bool, ends: bool, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    block, _ = this_pass.couplings[index]
+    side = this_pass.side
+    parameters = list(block.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained and not any(tensor.requires_grad for tensor in (x, *side)):
+        # Before the first coupling that needs a gradient there is nothing to rebuild.
+        with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
+            output = this_pass.call(index, x, side)
+        _refuse_hidden_inputs(output, [], this_pass.coupling_names[index])
+        with torch.no_grad():
+            x, y, _ = this_pass.advance(output, keep_remainder=False)
+        return x, y
+    if begins or not x.requires_grad:
+        this_pass.take_fingerprint(index)
+    return _ReversibleCoupling.apply(this_pass, index, ends, parameters, x, y, *side, *trained)
 
 
 class _Split(torch.autograd.Function):
@@ -78,35 +117,11 @@ class _StoredCoupling(torch.autograd.Function):
         return None, grad_output, grad_y, grad_x  # _Split multiplies grad_y by β
 
 
-def reversible_values(this_pass: Pass, x: Tensor, outputs: dict[int, int]) -> Iterator[Tensor]:
-    """The couplings with activations rebuilt in backward."""
-    side = this_pass.side
-    needs_gradient = x.requires_grad or any(tensor.requires_grad for tensor in side)
-    x, y = _Start.apply(this_pass, x)
-    for index, (block, _) in enumerate(this_pass.couplings):
-        parameters = list(block.parameters())
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if not needs_gradient and not trained:
-            # Before the first coupling that needs a gradient there is nothing to rebuild.
-            with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
-                output = this_pass.call(index, x, side)
-            _refuse_hidden_inputs(output, [], this_pass.coupling_names[index])
-            with torch.no_grad():
-                x, y, _ = this_pass.advance(output, keep_remainder=False)
-        else:
-            needs_gradient = True
-            if this_pass.first is None:
-                this_pass.take_fingerprint(index)
-            x, y = _ReversibleCoupling.apply(
-                this_pass, index, index in outputs, parameters, x, y, *side, *trained
-            )
-        yield x
-
-
 class _ReversibleCoupling(torch.autograd.Function):
     """(x, y, side inputs, trained parameters) → (x', y'), keeping no more than the remainder.
 
-    A coupling whose x' leaves the chain also keeps the pair of streams that backward starts from.
+    A coupling from which backward starts to rebuild also keeps the pair of streams after it: its x'
+    leaves the chain, or the next coupling is stored.
     """
 
     @staticmethod

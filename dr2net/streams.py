@@ -7,7 +7,7 @@ not those of forward.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,10 +68,10 @@ class Pass:
         self.leaves = [_SIDE_INPUT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.x: Tensor | None = None
         self.y: Tensor | None = None
-        # Index of the coupling whose output the pair (x, y) is; of the first one in backward.
+        # Index of the coupling whose output the pair (x, y) is.
         self.position = -1
-        self.first: int | None = None
-        self.first_fingerprint: Tensor | None = None
+        # Of the streams before each coupling at which a row of rebuilt ones begins.
+        self.fingerprints: dict[int, Tensor | None] = {}
         # Largest |x| of the streams x_0, x_1, … and of the modules' outputs, as 0-d tensors.
         self.stream_peaks: list[Tensor] = []
         self.output_peaks: list[Tensor] = []
@@ -84,6 +84,16 @@ class Pass:
         self.x = self.arithmetic.encode(x)
         self.y, _ = self.arithmetic.scale(self.x, keep_remainder=False)
         return self._decoded()
+
+    def exported_values(self, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+        """The stream x after each coupling, without gradients and checks, for ``torch.export``."""
+        stream_x = self.arithmetic.encode(x)
+        stream_y, _ = self.arithmetic.scale(stream_x, keep_remainder=False)
+        for block, branch in self.couplings:
+            output = branch(block, self.arithmetic.decode(stream_x), self.alpha, *args, **kwargs)
+            scaled, _ = self.arithmetic.scale(stream_x, keep_remainder=False)
+            stream_x, stream_y = self.arithmetic.add(stream_y, output), scaled
+            yield self.arithmetic.decode(stream_x)
 
     def call(self, index: int, x: Tensor, side: Sequence[Tensor]) -> Tensor:
         """Returns G(x; α) of coupling ``index``, computed under the pass's autocast state."""
@@ -116,9 +126,8 @@ class Pass:
         return x, x.new_zeros(()).expand_as(x)
 
     def take_fingerprint(self, first: int) -> None:
-        """Remembers what the streams before coupling ``first``, where backward ends, look like."""
-        self.first = first
-        self.first_fingerprint = self._fingerprint()
+        """Remembers the streams before coupling ``first``, to which rebuilding has to lead."""
+        self.fingerprints[first] = self._fingerprint()
 
     def _fingerprint(self) -> Tensor | None:
         """Sums over the streams, weighted so that moving values changes them."""
@@ -170,8 +179,8 @@ class Pass:
         assert self.x is not None
         self.x, self.y = stream, self.arithmetic.subtract(self.x, output)
         self.position = index - 1
-        if index == self.first:
-            before, now = self.first_fingerprint, self._fingerprint()
+        if index in self.fingerprints:
+            before, now = self.fingerprints[index], self._fingerprint()
             self.x = self.y = None
             self.side = []
             if before is not None and now is not None and not torch.equal(before, now):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dr2net import ReversibleChain, residual
 
@@ -51,7 +52,7 @@ def make_chain(
 def gradients(
     chain: nn.Module, x: Tensor, *side: Tensor, reversible: bool = True, bf16: bool = False
 ) -> list[Tensor | None]:
-    """Output and gradients of the input, the side inputs and the parameters, from a fixed seed."""
+    """Outputs and gradients of the input, the side inputs and the parameters, from a fixed seed."""
     for module in chain.modules():
         if isinstance(module, ReversibleChain):
             module.reversible = reversible
@@ -59,12 +60,21 @@ def gradients(
     chain.zero_grad(set_to_none=True)
     torch.manual_seed(7)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        output = chain(*leaves)
+        outputs = [value for value in tree_leaves(chain(*leaves)) if isinstance(value, Tensor)]
     # Not a sum of squares, which is constant behind a LayerNorm.
-    weights = torch.linspace(-1, 2, output.numel(), device=output.device).view(output.shape)
-    (output.float() * weights).sum().backward()
+    loss = sum(
+        (
+            output.float()
+            * torch.linspace(-1, 2, output.numel(), device=output.device).view(output.shape)
+        ).sum()
+        for output in outputs
+    )
+    loss.backward()
     grads = [tensor.grad for tensor in (*leaves, *chain.parameters())]
-    return [output.detach(), *[None if grad is None else grad.clone() for grad in grads]]
+    return [
+        *[output.detach() for output in outputs],
+        *[None if grad is None else grad.clone() for grad in grads],
+    ]
 
 
 def assert_same_bits(first: list[Tensor | None], second: list[Tensor | None]) -> None:

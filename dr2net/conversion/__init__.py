@@ -8,7 +8,7 @@ family is converted, so that its library need not be installed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..arithmetic import check_arithmetic, check_coefficients
 from ..chain import ReversibleChain
+from .subclass import restore_methods
 
 __all__ = [
     "chains",
@@ -23,6 +24,7 @@ __all__ = [
     "get_coefficients",
     "is_convertible",
     "register_adapter",
+    "revert",
     "set_coefficients",
     "set_reversible",
 ]
@@ -33,7 +35,19 @@ Adapter = Callable[..., None]
 # Qualified name of a network's class → the file here that registers its adapter.
 FAMILIES = {
     "timm.models.vision_transformer.VisionTransformer": "timm_vit",
+    "timm.models.beit.Beit": "timm_beit",
+    "timm.models.eva.Eva": "timm_eva",
+    "timm.models.swin_transformer.SwinTransformer": "timm_swin",
+    "timm.models.swin_transformer_v2.SwinTransformerV2": "timm_swin_v2",
+    "timm.models.convnext.ConvNeXt": "timm_convnext",
+    "timm.models.resnet.ResNet": "timm_resnet",
+    "transformers.models.vit.modeling_vit.ViTModel": "transformers_vit",
+    "transformers.models.videomae.modeling_videomae.VideoMAEModel": "transformers_videomae",
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Model": "transformers_dinov2",
     "mmaction.models.backbones.vit_mae.VisionTransformer": "mmaction_vit",
+    "mmaction.models.backbones.swin.SwinTransformer3D": "mmaction_swin",
+    "mmaction.models.backbones.mvit.MViT": "mmaction_mvit",
+    "mmdet.models.backbones.swin.SwinTransformer": "mmdet_swin",
 }
 
 _adapters: dict[type[nn.Module], Adapter] = {}
@@ -59,6 +73,7 @@ def convert(
     alpha: float = 1.0,
     beta: float = 0.1,
     arithmetic: str = "exact",
+    keep: Collection[str] = (),
     **options: Any,
 ) -> Model:
     """Makes a pretrained network a Dr²Net, in place, and returns it.
@@ -72,6 +87,9 @@ def convert(
         arithmetic: ``"exact"`` (gradients are those of stored activations, bit for bit),
             ``"exact64"`` (the same in 64-bit words, for activations beyond 1024) or ``"float"``
             (as in the paper).
+        keep: names of modules whose activations are stored, not rebuilt: more memory, less time,
+            the same gradients. A block (``"blocks.11"``), a chain, or what contains chains
+            (``"layers.0"``). ``dr2net.plan`` finds those that a memory budget allows.
         options: options of the family's adapter, such as ``fused_attention=True`` for mmaction2's
             ViT.
 
@@ -90,16 +108,51 @@ def convert(
     networks = [module for module in model.modules() if _find_adapter(type(module))]
     if not networks:
         raise TypeError(_describe_unsupported(model))
-    for network in networks:
-        adapter = _find_adapter(type(network))
-        assert adapter is not None
-        _check_options(adapter, network, options)
-        adapter(network, **options)
-    for name, chain in _named_chains(model):
-        chain.name = name or "chain"
-        chain.arithmetic = arithmetic
-        chain.set_coefficients(alpha, beta)
+    try:
+        for network in networks:
+            adapter = _find_adapter(type(network))
+            assert adapter is not None
+            _check_options(adapter, network, options)
+            adapter(network, **options)
+        for name, chain in _named_chains(model):
+            chain.name = name or "chain"
+            chain.arithmetic = arithmetic
+            chain.set_coefficients(alpha, beta)
+        set_reversible(model, True, keep)
+    except BaseException:
+        _restore(model)
+        raise
     return model
+
+
+def revert(model: Model) -> Model:
+    """Gives a converted network back its own classes, in place, and returns it.
+
+    Undoes ``convert``: for a network at (α, β) = (1, 0), which computes what the original does. It
+    returns what stands in a chain's place if ``model`` is itself a chain.
+
+    Raises:
+        ValueError: the network has no chains, or other coefficients; under these its weights only
+            make sense with the second residual, and it is exported or shipped converted.
+    """
+    coefficients = get_coefficients(model)
+    if coefficients != (1.0, 0.0):
+        raise ValueError(
+            f"A network at (alpha, beta) = {coefficients} is another function than the original "
+            "with the same weights. Ship it converted (torch.export and ONNX take it), or revert "
+            "one that dr2net.set_coefficients(model, 1, 0) leaves useful."
+        )
+    return _restore(model)
+
+
+def _restore(model: Model) -> Model:
+    containers = {chain: chain.restore_container() for chain in chains(model)}
+    for module in list(model.modules()):
+        restore_methods(module)
+        for name, child in module._modules.items():
+            if isinstance(child, ReversibleChain):
+                module._modules[name] = containers[child]
+    return containers[model] if isinstance(model, ReversibleChain) else model  # type: ignore
 
 
 def is_convertible(model: nn.Module) -> bool:
@@ -138,16 +191,58 @@ def get_coefficients(model: nn.Module) -> tuple[float, float]:
     return found.pop()
 
 
-def set_reversible(model: nn.Module, reversible: bool) -> None:
+def set_reversible(model: nn.Module, reversible: bool, keep: Collection[str] | None = None) -> None:
     """Chooses whether chains rebuild their activations in backward or store them.
 
     Equations and gradients are the same either way, bit for bit in exact arithmetic.
 
+    Args:
+        model: a converted network.
+        reversible: False stores all activations.
+        keep: names of what stays stored while the rest is rebuilt, as in ``convert``; None leaves
+            this as it was.
+
     Raises:
-        ValueError: the network has no chains.
+        ValueError: the network has no chains, or a name in ``keep`` fits none of its blocks.
     """
-    for chain in _require_chains(model):
+    found = _require_chains(model)
+    if keep is not None:
+        kept = _blocks_named(model, keep)
+        for chain, keys in kept.items():
+            chain.keep = frozenset(keys)
+    for chain in found:
         chain.reversible = reversible
+
+
+def _blocks_named(model: nn.Module, names: Collection[str]) -> dict[ReversibleChain, list[str]]:
+    """For each chain the keys of its blocks that ``names`` name, or that lie within what they do.
+
+    Raises:
+        ValueError: a name fits no block of a chain.
+    """
+    if isinstance(names, str):
+        raise ValueError(f"keep={names!r}: give a list or tuple of names.")
+    paths = {
+        chain: {f"{name}.{key}".lstrip("."): key for keys in chain.stretches() for key in keys}
+        for name, chain in _named_chains(model)
+    }
+    found: dict[ReversibleChain, list[str]] = {chain: [] for chain in paths}
+    for name in names:
+        inside = [
+            (chain, key)
+            for chain, blocks in paths.items()
+            for path, key in blocks.items()
+            if f"{path}.".startswith(f"{name}.")
+        ]
+        if not inside:
+            raise ValueError(
+                f"keep={name!r} names no block of a chain. Name blocks, such as "
+                f"{next(iter(next(iter(paths.values()))), 'none')!r}, chains "
+                f"({', '.join(chain.name for chain in paths)}) or what contains chains."
+            )
+        for chain, key in inside:
+            found[chain].append(key)
+    return found
 
 
 def _named_chains(model: nn.Module) -> list[tuple[str, ReversibleChain]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["replace_methods"]
+__all__ = ["replace_methods", "restore_methods"]
 
 
 def replace_methods(network: nn.Module, family: Any, *methods: Callable[..., Any]) -> None:
@@ -19,6 +19,13 @@ def replace_methods(network: nn.Module, family: Any, *methods: Callable[..., Any
     """
     original: Any = type(network)
     network.__class__ = _subclass(original, family, methods)
+
+
+def restore_methods(network: Any) -> None:
+    """Undoes ``replace_methods``."""
+    original = getattr(type(network), "_original_class", None)
+    if original is not None:
+        network.__class__ = original
 
 
 @cache
@@ -33,7 +40,12 @@ def _subclass(network: Any, family: Any, methods: tuple[Callable[..., Any], ...]
     def reduce(self: nn.Module, protocol: int) -> tuple:
         return _new_instance, (network, family, methods), self.__dict__
 
-    attributes = {**inherited, "__reduce_ex__": reduce, "__module__": network.__module__}
+    attributes = {
+        **inherited,
+        "_original_class": network,
+        "__reduce_ex__": reduce,
+        "__module__": network.__module__,
+    }
     return type(f"Dr2Net{network.__name__}", (network,), attributes)
 
 
