@@ -12,8 +12,9 @@ from .conversion import (
     set_coefficients,
     set_reversible,
 )
-from .diagnostics import check_replay
+from .planning import plan
 from .schedule import CoefficientSchedule
+from .verification import verify, verify_step
 
 __version__ = "0.1.0"
 
@@ -21,14 +22,16 @@ __all__ = [
     "CoefficientSchedule",
     "ReversibleChain",
     "chains",
-    "check_replay",
     "convert",
     "diagnostics",
     "get_coefficients",
     "is_convertible",
+    "plan",
     "register_adapter",
     "residual",
     "revert",
     "set_coefficients",
     "set_reversible",
+    "verify",
+    "verify_step",
 ]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .arithmetic import (
+    Arithmetic,
     check_arithmetic,
     check_coefficients,
     error_growth,
@@ -27,6 +28,7 @@ from .arithmetic import (
     round_beta,
 )
 from .coupling import coupling_values
+from .distributed import after_couplings, before_couplings, is_sharding_hook, sharded_parts
 from .streams import Branch, Pass, check_shape
 
 __all__ = ["ReversibleChain", "residual"]
@@ -177,6 +179,10 @@ class ReversibleChain(nn.Module):
             return x
         return self.features(x, *args, blocks=[len(self) - 1], **kwargs)[0]
 
+    # A torch.compile around the chain would compile its modules in forward but not when backward
+    # recomputes them, which then returns other bits. Modules compiled by themselves are compiled
+    # both times.
+    @torch.compiler.disable(reason="reversible chains run uncompiled: compile their modules")
     def features(
         self,
         x: Tensor,
@@ -217,49 +223,46 @@ class ReversibleChain(nn.Module):
         self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
     ) -> Iterator[Tensor]:
         """Yields x after each of the blocks ``keys``; it leaves the chain after ``wanted`` ones."""
-        values = self._couple(keys, wanted, x, args, kwargs)
-        branches = len(self.branches)
-        return islice(values, branches - 1, None, branches)
-
-    def _couple(
-        self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
-    ) -> Iterator[Tensor]:
-        """Yields x after each coupling of the blocks ``keys``."""
         alpha, beta = self.get_coefficients()
+        branches = len(self.branches)
         if beta == 0:
-            for block, branch in self.couplings(keys):
-                x = branch(block, x, alpha, *args, **kwargs)
+            for key in keys:
+                block = self.get_submodule(key)
+                (x,) = before_couplings(block, x)
+                for branch in self.branches:
+                    x = branch(block, x, alpha, *args, **kwargs)
+                (x,) = after_couplings(block, x)
                 yield x
             return
         this_pass = self.start_pass(keys, x, args, kwargs)
         if torch.compiler.is_exporting():
-            yield from this_pass.exported_values(x, args, kwargs)
+            values = this_pass.exported_values(x, args, kwargs)
+            yield from islice(values, branches - 1, None, branches)
             return
         rebuilds = self.reversible and self.training and torch.is_grad_enabled()
         if rebuilds:
             self._warn_if_inverse_is_untrusted(alpha, beta, this_pass)
         owners = [key for key in keys for _ in self.branches]
         rebuilt = [rebuilds and key not in self.keep for key in owners]
-        branches = len(self.branches)
         outputs = {(i + 1) * branches - 1 for i, key in enumerate(keys) if key in wanted}
-        yield from coupling_values(this_pass, x, rebuilt, outputs)
+        values = coupling_values(this_pass, x, rebuilt, outputs)
+        yield from islice(values, branches - 1, None, branches)
         this_pass.finish_forward()
 
     def start_pass(self, keys: list[str], x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Pass:
-        """A pass through the couplings of the blocks ``keys``.
-
-        Its arithmetic is the same for a part of a stretch of couplings as for the whole.
-        """
-        check_arithmetic(self.arithmetic)
+        """A pass through the couplings of the blocks ``keys``."""
         if not x.is_floating_point():
             raise ValueError(f"{self.name} got an input of {x.dtype}: it takes floating point.")
-        alpha, beta = self.get_coefficients()
+        alpha, _ = self.get_coefficients()
+        arithmetic = self.make_arithmetic(x.dtype)
+        names, couplings = self.coupling_names(keys), self.couplings(keys)
+        return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs)
+
+    def make_arithmetic(self, dtype: torch.dtype) -> Arithmetic:
+        """The arithmetic for inputs of ``dtype``: the same for a part of a stretch as for all."""
+        check_arithmetic(self.arithmetic)
         longest = max(map(len, self.stretches())) * len(self.branches)
-        arithmetic = make_arithmetic(self.arithmetic, alpha, beta, longest, x.dtype)
-        names = self.coupling_names(keys)
-        return Pass(
-            self.name, names, self.couplings(keys), alpha, arithmetic, x.device, args, kwargs
-        )
+        return make_arithmetic(self.arithmetic, *self.get_coefficients(), longest, dtype)
 
     def stretches(self) -> list[list[str]]:
         """Names of the blocks that are couplings, split where an ordinary block stands."""
@@ -296,7 +299,7 @@ class ReversibleChain(nn.Module):
                 *block._backward_hooks.values(),
                 *block._backward_pre_hooks.values(),
             ]
-            if any(hook is not _refuse_direct_call for hook in hooks):
+            if not all(hook is _refuse_direct_call or is_sharding_hook(hook) for hook in hooks):
                 raise ValueError(
                     f"block {key!r} ({type(block).__name__}) of {getattr(self, 'name', 'a chain')} "
                     "has hooks, which do not run in a reversible chain: remove them, or put them "
@@ -314,7 +317,7 @@ class ReversibleChain(nn.Module):
                 f"point multiplies its error by {error_growth(alpha, beta):.3g} at each of "
                 f"{len(this_pass.couplings)} couplings: in {dtype} a relative error of {error:.0e} "
                 f"is predicted, and gradients cannot be trusted. Use arithmetic='exact'.",
-                stacklevel=8,
+                stacklevel=9,
             )
 
     def _load_from_state_dict(
@@ -330,10 +333,13 @@ class ReversibleChain(nn.Module):
             return "coefficients on the meta device"
         alpha, beta = self.get_coefficients()
         names = ", ".join(getattr(branch, "__name__", str(branch)) for branch in self.branches)
-        return (
+        text = (
             f"branches=({names}), alpha={alpha:g}, beta={beta:g}, arithmetic={self.arithmetic!r}, "
             f"reversible={self.reversible}"
         )
+        for name, keys in (("ordinary", self.ordinary), ("keep", self.keep)):
+            text += f", {name}=({', '.join(sorted(keys))})" if keys else ""
+        return text
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -347,6 +353,7 @@ class ReversibleChain(nn.Module):
             return list(self)[index]
         part = copy(self)
         part._modules = dict(list(self._modules.items())[index])
+        part.ordinary = self.ordinary & set(part._modules)
         return part
 
 

@@ -1,10 +1,10 @@
-"""What a user can measure of a converted network: memory, exactness and determinism."""
+"""What a user can measure of a converted network: memory and exactness."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial, wraps
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from .arithmetic import error_growth, predicted_inverse_error, stream_growth
 from .chain import ReversibleChain
-from .conversion import chains, set_reversible
-from .replay import run_recorded, run_replayed
-from .streams import Branch
+from .conversion import set_reversible
+from .replay import run_recorded, run_replayed, undisturbed
 
 __all__ = [
     "bytes_kept",
-    "check_replay",
     "error_growth",
     "gradient_error",
     "predicted_inverse_error",
@@ -27,14 +25,15 @@ __all__ = [
 ]
 
 
-def bytes_kept(function: Callable[[], Any]) -> int:
+def bytes_kept(function: Callable[[], Any], besides: Sequence[Tensor] = ()) -> int:
     """Bytes that autograd keeps for backward after ``function()``: activations and remainders.
 
     Counted by storage, so that a tensor saved twice counts once; parameters do not count. Random
     states, about 5 kB for each module that draws random numbers, are not tensors of autograd and
-    do not count either.
+    do not count either, nor does what belongs to the tensors ``besides``.
     """
     kept: dict[int, torch.UntypedStorage] = {}
+    others = {tensor.untyped_storage().data_ptr() for tensor in besides}
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
@@ -44,7 +43,7 @@ def bytes_kept(function: Callable[[], Any]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = function()
-    total = sum(storage.nbytes() for storage in kept.values())
+    total = sum(storage.nbytes() for place, storage in kept.items() if place not in others)
     del output  # kept the graph, and so the storages' addresses, until here
     return total
 
@@ -58,11 +57,10 @@ def gradient_error(model: nn.Module, loss_function: Callable[[], Tensor]) -> flo
             same random state.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    devices = {parameter.device for parameter in parameters if parameter.device.type != "cpu"}
     gradients = []
     for reversible in (False, True):
         set_reversible(model, reversible)
-        with torch.random.fork_rng(devices):
+        with undisturbed(model):
             found = torch.autograd.grad(loss_function(), parameters, allow_unused=True)
         gradients.append([grad.double() for grad in found if grad is not None])
     stored, rebuilt = gradients
@@ -103,51 +101,3 @@ def reconstruction_error(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs
             this_pass.retreat(index, stream, run_replayed(run, this_pass.device, state, []))
     error, size = (tensor.double().norm().item() for tensor in (value - start, start))
     return error / size if size else error
-
-
-def check_replay(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
-    """Runs ``model(*inputs, **named_inputs)``, each module of its chains twice, and compares.
-
-    Leaves buffers and random streams as after a call without gradients.
-
-    Raises:
-        RuntimeError: a module returned other bits the second time, from the same input, random
-            state and autocast state; names the first one.
-        ValueError: the network has no chains, or the call reached none.
-    """
-    found = chains(model)
-    originals = [chain.branches for chain in found]
-    checked: list[str] = []
-    try:
-        for chain in found:
-            chain.branches = tuple(_run_twice(chain, b, checked) for b in chain.branches)
-        with torch.no_grad():
-            model(*inputs, **named_inputs)
-    finally:
-        for chain, branches in zip(found, originals, strict=True):
-            chain.branches = branches
-    if not checked:
-        raise ValueError("The call reached no reversible chain: is the model converted?")
-
-
-def _run_twice(chain: ReversibleChain, branch: Branch, checked: list[str]) -> Branch:
-    """``branch``, compared with a replay of itself; adds its name to ``checked``."""
-
-    @wraps(branch)
-    def run(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        function = partial(branch, block, x, *args, **kwargs)
-        first, state = run_recorded(function, x.device)
-        second = run_replayed(function, x.device, state, block.buffers())
-        key = next(key for key, other in chain.named_children() if other is block)
-        checked.append(f"{chain.name}.{key}, {getattr(branch, '__name__', branch)}")
-        if not torch.equal(first, second):
-            error = (first - second).abs().max().item()
-            raise RuntimeError(
-                f"The module ({checked[-1]}) is not deterministic: run twice from the same input "
-                f"and random state, its outputs differ by up to {error:.3g}. Look for an own "
-                "random generator, counters or state that forward changes, and for kernels that "
-                "torch.use_deterministic_algorithms(True) would refuse."
-            )
-        return first
-
-    return run

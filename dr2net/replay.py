@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["AutocastState", "RandomState", "run_recorded", "run_replayed"]
+__all__ = ["AutocastState", "RandomState", "run_recorded", "run_replayed", "undisturbed"]
 
 RandomState = list[Tensor]
 """States of the generators that a module can draw from: the CPU's, then the device's."""
@@ -96,3 +96,21 @@ def run_replayed(
         for buffer, value in values:
             # .data: the gradient that follows must not take this for a change of what it saved.
             buffer.data.copy_(value)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leaves random streams and the buffers of ``model`` as they were: to try a step out."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices if device.type != "cpu"}:
+            of_kind = [device for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(of_kind, device_type=kind))
+        stack.enter_context(torch.random.fork_rng([]))
+        try:
+            yield
+        finally:
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.data.copy_(value)

@@ -204,7 +204,7 @@ class Pass:
             "recomputed in backward: discard this backward's gradients. A module of a chain must "
             "be deterministic given its input, PyTorch's random state and autocast: no own random "
             "generator, no counters, no state that forward changes. "
-            "dr2net.check_replay(model, *inputs) finds the module; dr2net.set_reversible(model, "
+            "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, "
             "False) trains with activations stored."
         )
 

@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-import dr2net
-from dr2net import diagnostics, residual
-from tests.toy import make_chain, mix
+from dr2net import ReversibleChain, diagnostics
+from tests.toy import Block, make_chain, mix
 
 
 def test_bytes_kept_counts_a_tensor_once_and_no_parameters():
@@ -42,24 +41,9 @@ def test_reconstruction_needs_beta():
         diagnostics.reconstruction_error(make_chain(1, 0), torch.ones(2, 8))
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1, 0), (1, 0.1)])
-def test_check_replay_accepts_dropout(alpha, beta):
-    dr2net.check_replay(make_chain(alpha, beta, dropout=0.5), torch.randn(2, 5, 8))
-
-
-@pytest.mark.parametrize(("alpha", "beta"), [(1, 0), (1, 0.1)])
-def test_check_replay_names_a_module_that_is_not_deterministic(alpha, beta):
-    source = torch.Generator()
-
-    @residual
-    def noisy(block, x):
-        return mix.__wrapped__(block, x) + torch.rand(x.shape, generator=source)
-
-    chain = make_chain(alpha, beta, branches=(mix, noisy))
-    with pytest.raises(RuntimeError, match=r"\(chain.0, noisy\) is not deterministic"):
-        dr2net.check_replay(chain, torch.randn(2, 5, 8))
-
-
-def test_check_replay_needs_a_chain():
-    with pytest.raises(ValueError, match="no reversible chain"):
-        dr2net.check_replay(nn.Linear(2, 2), torch.ones(2))
+def test_reconstruction_of_a_chain_with_ordinary_blocks_is_refused():
+    chain = ReversibleChain(nn.Sequential(Block(), nn.Linear(8, 8)), (mix,), ordinary=("1",))
+    chain.set_coefficients(1, 0.1)
+    with pytest.raises(ValueError, match="ordinary blocks"):
+        diagnostics.reconstruction_error(chain, torch.ones(2, 8))
+    assert diagnostics.reconstruction_error(chain[:1], torch.ones(2, 8)) == 0

@@ -1,17 +1,22 @@
-"""The hook that moves (α, β) during training."""
+"""Hooks of a training run: one moves (α, β), one verifies that gradients are exact."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ..conversion import get_coefficients, set_coefficients
+from ..replay import undisturbed
 from ..schedule import CoefficientSchedule
+from ..verification import verify_step
 
-__all__ = ["CoefficientScheduleHook"]
+__all__ = ["CoefficientScheduleHook", "VerificationHook"]
 
 
 @HOOKS.register_module()
@@ -52,3 +57,43 @@ class CoefficientScheduleHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 set_coefficients(hook.ema_model, *self.schedule.at(step))
+
+
+@HOOKS.register_module()
+class VerificationHook(Hook):
+    """Stops the run if a step with activations rebuilt is not bit for bit one with them stored.
+
+    Verifies the batch of the first iteration of a run and of every ``interval``-th by
+    ``dr2net.verify_step``, which takes two more forwards and backwards and the memory of stored
+    activations. The training goes on as it would have without.
+
+    Args:
+        interval: in iterations.
+    """
+
+    # After CoefficientScheduleHook, whose priority is NORMAL: at the coefficients of this step.
+    priority = "LOW"
+
+    def __init__(self, interval: int = 1000) -> None:
+        if interval < 1:
+            raise ValueError(f"interval={interval}: give a positive number of iterations.")
+        self.interval = interval
+        self._verified = False
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self._verified and runner.iter % self.interval:
+            return
+        network = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        with undisturbed(network):  # blending and augmentation draw random numbers
+            data = network.data_preprocessor(deepcopy(data_batch), training=True)
+
+        def loss() -> Tensor:
+            with runner.optim_wrapper.optim_context(network):
+                losses = network._run_forward(deepcopy(data), mode="loss")
+            return network.parse_losses(losses)[0]
+
+        try:
+            verify_step(network, loss)
+        except RuntimeError as error:
+            raise RuntimeError(f"Verification at iteration {runner.iter}: {error}") from error
+        self._verified = True

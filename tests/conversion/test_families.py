@@ -132,9 +132,9 @@ def test_the_class_is_still_the_family_s(family):
 
 
 @FAMILIES
-def test_replay_check_passes(family):
+def test_verification_passes(family):
     network, x = make(family)
-    dr2net.check_replay(converted(network, 1, 0.1), x)
+    dr2net.verify(converted(network, 1, 0.1), x)
 
 
 @FAMILIES

@@ -19,20 +19,23 @@ from tests.toy import make_chain
 
 
 class Net(BaseModel):
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
         torch.manual_seed(0)
-        self.chain = make_chain(1.0, 0.1, blocks=2)
+        self.chain = make_chain(1.0, 0.1, blocks=2, dropout=dropout)
 
     def forward(self, x, mode="loss"):
         loss = self.chain(x).square().mean()
         return {"loss": loss} if mode == "loss" else [loss]
 
 
-def run(tmp_path, epochs, *, hook=None, hooks=(), amp=False, resume=False, iterations=4):
+def run(
+    tmp_path, epochs, *, hook=None, hooks=(), amp=False, resume=False, iterations=4, dropout=0.0
+):
     optimizer = {"type": "SGD", "lr": 0.1}
     runner = Runner(
-        model=Net(),
+        model=Net(dropout),
+        randomness={"seed": 0},
         work_dir=str(tmp_path),
         train_dataloader={
             "batch_size": 2,
@@ -128,3 +131,33 @@ def test_a_model_without_chains_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.openmmlab.test_hook.make_chain", lambda *_, **__: nn.Linear(8, 8))
     with pytest.raises(ValueError, match="convert it first"):
         run(tmp_path, 1)
+
+
+VERIFICATION = {"type": "VerificationHook", "interval": 3}
+
+
+def test_verification_changes_nothing_in_a_run(tmp_path):
+    plain = run(tmp_path / "plain", 2, dropout=0.2)
+    verified = run(tmp_path / "verified", 2, hooks=[VERIFICATION], dropout=0.2)
+    for a, b in zip(plain.model.parameters(), verified.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(next(plain.model.parameters()), next(Net().parameters()))
+
+
+def test_verification_runs_at_the_start_and_at_every_interval(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("dr2net.openmmlab.hook.verify_step", lambda *_: calls.append(1))
+    run(tmp_path, 2, hooks=[VERIFICATION])
+    assert len(calls) == 3  # at the iterations 0, 3 and 6 of 8
+
+
+def test_verification_stops_a_run_with_a_module_that_is_not_deterministic(tmp_path, monkeypatch):
+    tanh, source = torch.tanh, torch.Generator()
+    monkeypatch.setattr(torch, "tanh", lambda x: tanh(x) + torch.rand(1, generator=source))
+    with pytest.raises(RuntimeError, match=r"iteration 0: The module \(chain.0, mix\) is not det"):
+        run(tmp_path, 1, hooks=[VERIFICATION])
+
+
+def test_verification_needs_a_positive_interval():
+    with pytest.raises(ValueError, match="interval=0"):
+        dr2net.openmmlab.VerificationHook(interval=0)
