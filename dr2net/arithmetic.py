@@ -289,9 +289,11 @@ def _parts(flat: Tensor) -> list[slice]:
 
 
 def _shaped_like(stream: Tensor, flat: Tensor) -> Tensor:
-    """``flat`` in the shape and the memory layout of ``stream``."""
-    shaped = flat.view(stream.shape)
-    return shaped if stream.is_contiguous() else torch.empty_like(stream).copy_(shaped)
+    """``flat`` in the shape and with the strides of ``stream``, by which kernels are chosen."""
+    if stream.is_contiguous():
+        # Not view(), which gives dimensions of size 1 strides of its own.
+        return flat.as_strided(stream.shape, stream.stride())
+    return torch.empty_like(stream).copy_(flat.view(stream.shape))
 
 
 def _fields(bits: int) -> list[tuple[int, int]]:

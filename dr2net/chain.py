@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import wraps
 from itertools import groupby, islice
@@ -28,7 +29,7 @@ from .arithmetic import (
     round_beta,
 )
 from .coupling import coupling_values
-from .distributed import after_couplings, before_couplings, is_sharding_hook, sharded_parts
+from .distributed import after_couplings, before_couplings, is_sharding_hook, refuse_sharded
 from .streams import Branch, Pass, check_shape
 
 __all__ = ["ReversibleChain", "residual"]
@@ -42,8 +43,13 @@ UNTRUSTED_ERROR = 1e-2
 COEFFICIENT_ONE = 1 << 54
 
 
-def residual(branch: Callable[..., Tensor]) -> Branch:
-    """Makes G(x; α) = F(x) + α·x of a function ``branch(block, x, *args, **kwargs)`` for F."""
+def residual(branch: Callable[..., Tensor], shortcut_first: bool = True) -> Branch:
+    """Makes G(x; α) = F(x) + α·x of a function ``branch(block, x, *args, **kwargs)`` for F.
+
+    Args:
+        shortcut_first: whether the original network computes x + F(x) or F(x) + x. The sum is laid
+            out in memory like its first term, and kernels further on choose by that how to sum.
+    """
 
     @wraps(branch)
     def with_shortcut(
@@ -53,7 +59,9 @@ def residual(branch: Callable[..., Tensor]) -> Branch:
         check_shape(output, x)  # before broadcasting could hide a wrong one
         if alpha == 0:
             return output
-        return torch.add(output, x, alpha=alpha) if alpha != 1 else x + output
+        if alpha != 1:
+            return torch.add(output, x, alpha=alpha)
+        return x + output if shortcut_first else output + x
 
     return with_shortcut
 
@@ -118,7 +126,8 @@ class ReversibleChain(nn.Module):
         # integers, which model.half() does not change and most averages over models copy, and small
         # enough for OpenMMLab's SyncBuffersHook, which sums buffers over processes (up to 512).
         device = next((p.device for p in blocks.parameters() if not p.is_meta), "cpu")
-        self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64, device=device))
+        with torch.inference_mode(False):  # training could not change what that mode makes
+            self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64, device=device))
         self.set_coefficients(1.0, 0.0)
 
     def set_coefficients(self, alpha: float, beta: float) -> None:
@@ -129,28 +138,44 @@ class ReversibleChain(nn.Module):
         """
         check_coefficients(alpha, beta)
         pair = [round(float(value) * COEFFICIENT_ONE) for value in (alpha, round_beta(beta))]
-        self.coefficients.copy_(torch.tensor(pair))
+        # In the mode of the buffer: inference mode would not count this as a change. On the CPU,
+        # also under torch.device("meta").
+        with torch.inference_mode(self.coefficients.is_inference()):
+            self.coefficients.copy_(torch.tensor(pair, device="cpu"))
+        self._read_coefficients()
 
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
-        # Read only where something has written: it makes a GPU wait, and an export fail.
+        # Read only where something has written: it makes a GPU wait, and an export, which puts a
+        # symbol in the buffer's place, fail.
         if self._known is not None:
             buffer, version, pair = self._known
             same = buffer is self.coefficients or torch.compiler.is_exporting()
-            if same and not buffer.is_inference() and buffer._version == version:
+            if same and buffer._version == version:
                 return pair
-        alpha, beta = (value / COEFFICIENT_ONE for value in self.coefficients.tolist())
-        check_coefficients(alpha, beta)  # the buffer may have been written by others
-        if not self.coefficients.is_inference():
-            version = self.coefficients._version
-            self._known = self.coefficients, version, (alpha, round_beta(beta))
-        return alpha, round_beta(beta)
+        return self._read_coefficients()
+
+    def _read_coefficients(self) -> tuple[float, float]:
+        buffer = self.coefficients
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"The coefficients of {self.name} were written by something else than dr2net: call "
+                "dr2net.get_coefficients(model) before the export."
+            )
+        alpha, beta = (value / COEFFICIENT_ONE for value in buffer.tolist())
+        check_coefficients(alpha, beta)
+        pair = alpha, round_beta(beta)
+        self._known = None if buffer.is_inference() else (buffer, buffer._version, pair)
+        return pair
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = None if self.coefficients.is_meta else self.coefficients.cpu()
         super()._apply(function, recurse)
         self._known = None
         if not self.coefficients.is_meta:
-            self.get_coefficients()  # now, since an export cannot read a new buffer
+            if before is not None and not torch.equal(before, self.coefficients.cpu()):
+                self.coefficients.copy_(before)  # to_empty() left anything
+            self._read_coefficients()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,6 +278,12 @@ class ReversibleChain(nn.Module):
         """A pass through the couplings of the blocks ``keys``."""
         if not x.is_floating_point():
             raise ValueError(f"{self.name} got an input of {x.dtype}: it takes floating point.")
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                f"{self.name} does not run inside torch.func's grad, vmap, jvp or their like (at "
+                "beta=0 it does): use torch.autograd.grad, with is_grads_batched=True for several "
+                "gradients at once."
+            )
         alpha, _ = self.get_coefficients()
         arithmetic = self.make_arithmetic(x.dtype)
         names, couplings = self.coupling_names(keys), self.couplings(keys)
@@ -290,7 +321,11 @@ class ReversibleChain(nn.Module):
         ]
 
     def _refuse_block_hooks(self) -> None:
-        """Raises if a block has hooks, which never run, since its branches run apart."""
+        """Raises if a block has hooks, which never run, since its branches run apart.
+
+        Those of FSDP2 on the block itself are called around its couplings; on modules inside it
+        they would run again in the recomputation, where FSDP2 would lose the gradients.
+        """
         for key in (key for stretch in self.stretches() for key in stretch):
             block = self.get_submodule(key)
             hooks = [
@@ -305,6 +340,10 @@ class ReversibleChain(nn.Module):
                     "has hooks, which do not run in a reversible chain: remove them, or put them "
                     "on the block's submodules."
                 )
+            refuse_sharded(
+                (part for part in block.modules() if part is not block),
+                f"it stands in block {key!r} of a chain, so shard the block instead.",
+            )
 
     def _warn_if_inverse_is_untrusted(self, alpha: float, beta: float, this_pass: Pass) -> None:
         if this_pass.arithmetic.invertible:
@@ -327,6 +366,10 @@ class ReversibleChain(nn.Module):
         # A pretrained file knows no coefficients: those set stay, and nothing is missing.
         if prefix + "coefficients" in missing:
             missing.remove(prefix + "coefficients")
+        elif not self.coefficients.is_meta:
+            self._known = None
+            with suppress(ValueError):  # coefficients out of range are reported when they are used
+                self._read_coefficients()
 
     def extra_repr(self) -> str:
         if self.coefficients.is_meta:
@@ -351,7 +394,9 @@ class ReversibleChain(nn.Module):
     def __getitem__(self, index: int | slice) -> nn.Module:
         if not isinstance(index, slice):
             return list(self)[index]
-        part = copy(self)
+        # Not by copy(), which FSDP2 makes call __init__ where it has sharded the chain.
+        part: Any = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
         part._modules = dict(list(self._modules.items())[index])
         part.ordinary = self.ordinary & set(part._modules)
         return part

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .arithmetic import combine_gradients
-from .replay import run_recorded, run_replayed
+from .block_state import BlockState
+from .distributed import after_couplings, before_couplings
+from .replay import RandomState, run_recorded, run_replayed
 from .streams import Pass, peak
 
 __all__ = ["coupling_values"]
@@ -48,14 +50,19 @@ def coupling_values(
         outputs: the couplings whose x leaves the chain.
     """
     x, y = _Start.apply(this_pass, x)
-    last = len(this_pass.couplings) - 1
-    for index in range(last + 1):
+    blocks = [block for block, _ in this_pass.couplings]
+    last = len(blocks) - 1
+    for index, block in enumerate(blocks):
+        if index == 0 or block is not blocks[index - 1]:
+            x, y = before_couplings(block, x, y)
         if not rebuilt[index]:
             x, y = _stored_coupling(this_pass, index, x, y)
         else:
             begins = index == 0 or not rebuilt[index - 1]
             ends = index in outputs or index == last or not rebuilt[index + 1]
             x, y = _rebuilt_coupling(this_pass, index, begins, ends, x, y)
+        if index == last or block is not blocks[index + 1]:
+            x, y = after_couplings(block, x, y)
         yield x
 
 
@@ -72,20 +79,29 @@ def _rebuilt_coupling(
     this_pass: Pass, index: int, begins: bool, ends: bool, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     block, _ = this_pass.couplings[index]
-    side = this_pass.side
-    parameters = list(block.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained and not any(tensor.requires_grad for tensor in (x, *side)):
+    side, block_state = this_pass.side, BlockState(block)
+    # With gradients on and the same inputs requiring them as in backward, so that PyTorch chooses
+    # the same kernels. The graph made here is dropped at once: what it saves is not for the hooks
+    # that the user may have set (to offload, to count).
+    with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
+        leaves = list(map(_leaf_like, (x, *side)))
+        output, random_state = run_recorded(
+            partial(this_pass.call, index, leaves[0], leaves[1:]), this_pass.device
+        )
+    block_state.keep_what_changed()
+    name = this_pass.coupling_names[index]
+    used = _used_parameters(output, leaves, list(block.parameters()), name)
+    output = output.detach()
+    if not used and not any(leaf.requires_grad for leaf in leaves):
         # Before the first coupling that needs a gradient there is nothing to rebuild.
-        with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
-            output = this_pass.call(index, x, side)
-        _refuse_hidden_inputs(output, [], this_pass.coupling_names[index])
         with torch.no_grad():
             x, y, _ = this_pass.advance(output, keep_remainder=False)
         return x, y
     if begins or not x.requires_grad:
         this_pass.take_fingerprint(index)
-    return _ReversibleCoupling.apply(this_pass, index, ends, parameters, x, y, *side, *trained)
+    return _ReversibleCoupling.apply(
+        this_pass, index, ends, output, random_state, block_state, x, y, *side, *used
+    )
 
 
 class _Split(torch.autograd.Function):
@@ -118,7 +134,7 @@ class _StoredCoupling(torch.autograd.Function):
 
 
 class _ReversibleCoupling(torch.autograd.Function):
-    """(x, y, side inputs, trained parameters) → (x', y'), keeping no more than the remainder.
+    """(x, y, side inputs, used parameters) → (x', y'), keeping no more than the remainder.
 
     A coupling from which backward starts to rebuild also keeps the pair of streams after it: its x'
     leaves the chain, or the next coupling is stored.
@@ -130,25 +146,17 @@ class _ReversibleCoupling(torch.autograd.Function):
         this_pass: Pass,
         index: int,
         keeps_streams: bool,
-        parameters: list[nn.Parameter],
+        output: Tensor,
+        random_state: RandomState | None,
+        block_state: BlockState,
         x: Tensor,
         y: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.this_pass, ctx.index, ctx.keeps_streams = this_pass, index, keeps_streams
-        ctx.parameters = parameters
-        ctx.versions = [parameter._version for parameter in parameters]
-        ctx.trained = tensors[len(this_pass.side) :]
-        # With gradients on and the same inputs requiring them as in backward, so that PyTorch
-        # chooses the same kernels. The graph made here is dropped at once: what it saves is not
-        # for the hooks that the user may have set (to offload, to count).
-        with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
-            x, *side = map(_leaf_like, (x, *this_pass.side))
-            output, ctx.random_state = run_recorded(
-                partial(this_pass.call, index, x, side), this_pass.device
-            )
-        _refuse_hidden_inputs(output, [x, *side, *ctx.trained], this_pass.coupling_names[index])
+        ctx.used = tensors[len(this_pass.side) :]
+        ctx.random_state, ctx.block_state = random_state, block_state
         x, y, remainder = this_pass.advance(output, keep_remainder=True)
         streams = (this_pass.x, this_pass.y, *this_pass.side) if keeps_streams else ()
         ctx.save_for_backward(remainder, *streams)
@@ -158,25 +166,21 @@ class _ReversibleCoupling(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
         this_pass, index = ctx.this_pass, ctx.index
         arithmetic = this_pass.arithmetic
-        _refuse_double_backward(this_pass)
-        _refuse_changed_parameters(ctx)
+        _refuse_gradient_modes(this_pass)
         remainder, *streams = ctx.saved_tensors
         if ctx.keeps_streams:
             this_pass.restart_backward(index, *streams)
         stream = arithmetic.unscale(this_pass.y, remainder)
-        _, _, _, _, needs_x, _, *needs_tensors = ctx.needs_input_grad
+        needs_x, _, *needs_tensors = ctx.needs_input_grad[6:]
         x = arithmetic.decode(stream).requires_grad_(needs_x)
         this_pass.rebuilt_peaks[index] = peak(x)
         side = list(map(_leaf_like, this_pass.side, needs_tensors))
-        with torch.enable_grad():
-            output = run_replayed(
-                partial(this_pass.call, index, x, side),
-                this_pass.device,
-                ctx.random_state,
-                this_pass.couplings[index][0].buffers(),
-            )
+        name = this_pass.coupling_names[index]
+        with torch.enable_grad(), ctx.block_state.put_back(name) as buffers:
+            recompute = partial(this_pass.call, index, x, side)
+            output = run_replayed(recompute, this_pass.device, ctx.random_state, buffers)
         this_pass.retreat(index, stream, output)
-        tensors = (x, *side, *ctx.trained)
+        tensors = (x, *side, *ctx.used)
         grads: list[Tensor | None] = [None] * len(tensors)
         if grad_x is not None and output.requires_grad:
             wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
@@ -188,31 +192,44 @@ class _ReversibleCoupling(torch.autograd.Function):
             for i, grad in zip(wanted, found, strict=True):
                 grads[i] = grad
         grad_in = combine_gradients(grads[0], grad_y, arithmetic.beta) if needs_x else None
-        return None, None, None, None, grad_in, grad_x, *grads[1:]
+        return *[None] * 6, grad_in, grad_x, *grads[1:]
 
 
-def _refuse_hidden_inputs(output: Tensor, known: list[Tensor], name: str) -> None:
-    """Raises if ``output`` depends on a leaf that autograd does not know as the coupling's input.
+def _used_parameters(
+    output: Tensor, inputs: list[Tensor], parameters: list[nn.Parameter], name: str
+) -> list[nn.Parameter]:
+    """The ``parameters`` that ``output`` depends on with a gradient, in their order.
 
-    Its gradient would be lost: the graph that leads to it exists only during recomputation.
+    Only they become inputs of the coupling: DDP and others tell by the graph which are used.
+
+    Raises:
+        RuntimeError: the output depends on a leaf that is neither among them nor among ``inputs``.
+            Its gradient would be lost, as the graph that leads to it exists only during
+            recomputation.
     """
-    leaves = {id(tensor) for tensor in known}
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    known = {id(tensor) for tensor in (*inputs, *trained)}
     # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
-    seen = {tensor.grad_fn for tensor in known}
+    ends = {parameter.grad_fn for parameter in trained if parameter.grad_fn is not None}
+    leaves, seen = set(), set()
     waiting = [output.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node in ends:
+            continue
         leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in leaves:
+        if leaf is not None and id(leaf) not in known:
             raise RuntimeError(
                 f"{name} used a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
                 "is neither a parameter of its block nor an argument of the chain, so that the "
                 "gradient would be lost. Register it in the block, or pass it: chain(x, tensor)."
             )
+        leaves.add(id(leaf))
         waiting.extend(following for following, _ in node.next_functions)
+    return [p for p in trained if (id(p) in leaves if p.is_leaf else p.grad_fn in seen)]
 
 
 @contextmanager
@@ -240,25 +257,14 @@ def _leaf_like(tensor: Tensor, needs_gradient: bool | None = None) -> Tensor:
     return tensor.detach().requires_grad_(needs_gradient)
 
 
-def _refuse_double_backward(this_pass: Pass) -> None:
+def _refuse_gradient_modes(this_pass: Pass) -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{this_pass.name} is reversible and cannot run backward under torch.inference_mode, "
+            "where nothing recomputed gets a gradient: leave it first."
+        )
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{this_pass.name} is reversible and has no second derivative "
             "(create_graph=True): call dr2net.set_reversible(model, False) for it."
-        )
-
-
-def _refuse_changed_parameters(ctx: Any) -> None:
-    """As autograd does for the tensors it keeps: a recomputation with other weights is wrong."""
-    block, _ = ctx.this_pass.couplings[ctx.index]
-    now = list(block.parameters())
-    same = len(now) == len(ctx.parameters) and all(
-        parameter is before and parameter._version == version
-        for parameter, before, version in zip(now, ctx.parameters, ctx.versions, strict=True)
-    )
-    if not same:
-        raise RuntimeError(
-            f"The parameters of {ctx.this_pass.coupling_names[ctx.index]} were changed or "
-            "replaced between forward and backward: run backward before the optimizer's step, or "
-            "call dr2net.set_reversible(model, False)."
         )

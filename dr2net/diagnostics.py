@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .arithmetic import error_growth, predicted_inverse_error, stream_growth
 from .chain import ReversibleChain
 from .conversion import set_reversible
+from .distributed import refuse_sharded
 from .replay import run_recorded, run_replayed, undisturbed
 
 __all__ = [
@@ -56,6 +57,7 @@ def gradient_error(model: nn.Module, loss_function: Callable[[], Tensor]) -> flo
         loss_function: runs the network and returns its scalar loss. Both calls start from the
             same random state.
     """
+    refuse_sharded(model.modules(), "measure the network before it is sharded.")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     gradients = []
     for reversible in (False, True):

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from .chain import ReversibleChain
 from .conversion import chains
+from .distributed import refuse_sharded
 from .replay import undisturbed
 from .streams import Branch
 
@@ -86,6 +87,7 @@ def _require_verifiable(model: nn.Module) -> list[ReversibleChain]:
         raise ValueError(
             f"This {type(model).__name__} has no reversible chains: dr2net.convert it first."
         )
+    refuse_sharded(model.modules(), "verify the network before it is sharded.")
     for chain in found:
         if chain.arithmetic == "float":
             raise ValueError(

@@ -2,6 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same cases every time; pytest --hypothesis-profile=long tries others, 50 times as many.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("long", max_examples=5000)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""Draw the tables of README.md from the result files that it names.
+"""Draw the tables of README.md and docs/ from the result files that they name.
 
     python tools/readme_tables.py           # write them
-    python tools/readme_tables.py --check   # exit with 1 where README.md and the files disagree
+    python tools/readme_tables.py --check   # exit with 1 where documents and files disagree
 
 A table stands between two comments, ``<!-- table: results/NAME.json -->`` and ``<!-- end -->``.
 """
@@ -18,6 +18,11 @@ sys.path.insert(0, str(ROOT))
 from tools.result_files import markdown_table
 
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def documents() -> list[Path]:
+    """Return the paths of README.md and of all of docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def draw_tables(text: str, root: Path) -> str:
@@ -44,13 +49,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, only compare")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    drawn = draw_tables(text, ROOT)
-    if not arguments.check:
-        readme.write_text(drawn, encoding="utf-8")
-    elif drawn != text:
-        sys.exit("README.md is not what the result files say: run python tools/readme_tables.py")
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        drawn = draw_tables(text, ROOT)
+        if not arguments.check:
+            document.write_text(drawn, encoding="utf-8")
+        elif drawn != text:
+            sys.exit(
+                f"{document.relative_to(ROOT)} is not what the result files say: run python "
+                "tools/readme_tables.py"
+            )
 
 
 if __name__ == "__main__":

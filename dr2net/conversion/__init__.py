@@ -16,6 +16,7 @@ from torch import nn
 
 from ..arithmetic import check_arithmetic, check_coefficients
 from ..chain import ReversibleChain
+from ..distributed import refuse_sharded
 from .subclass import restore_methods
 
 __all__ = [
@@ -44,6 +45,7 @@ FAMILIES = {
     "transformers.models.vit.modeling_vit.ViTModel": "transformers_vit",
     "transformers.models.videomae.modeling_videomae.VideoMAEModel": "transformers_videomae",
     "transformers.models.dinov2.modeling_dinov2.Dinov2Model": "transformers_dinov2",
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Backbone": "transformers_dinov2_backbone",
     "mmaction.models.backbones.vit_mae.VisionTransformer": "mmaction_vit",
     "mmaction.models.backbones.swin.SwinTransformer3D": "mmaction_swin",
     "mmaction.models.backbones.mvit.MViT": "mmaction_mvit",
@@ -103,6 +105,7 @@ def convert(
             f"This {type(model).__name__} is converted already: use dr2net.set_coefficients to "
             "change α and β."
         )
+    refuse_sharded(model.modules(), "convert the model first, then shard it.")
     check_coefficients(alpha, beta)
     check_arithmetic(arithmetic)
     networks = [module for module in model.modules() if _find_adapter(type(module))]
@@ -142,6 +145,7 @@ def revert(model: Model) -> Model:
             "with the same weights. Ship it converted (torch.export and ONNX take it), or revert "
             "one that dr2net.set_coefficients(model, 1, 0) leaves useful."
         )
+    refuse_sharded(model.modules(), "load its weights into a model that is not, and revert that.")
     return _restore(model)
 
 

@@ -1,19 +1,31 @@
 """timm's ``VisionTransformer`` (ViT, DeiT, DINOv2, CLIP and SigLIP image towers, ...).
 
 Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929
+Parallel blocks: Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters",
+https://arxiv.org/abs/2302.05442, and Touvron et al., "Three things everyone should know about
+Vision Transformers", https://arxiv.org/abs/2203.09795
 """
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
-from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+import torch
+from timm.models.vision_transformer import (
+    Block,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    ResPostBlock,
+    VisionTransformer,
+)
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
 from . import register_adapter
 from .subclass import replace_methods
+from .timm_shared import check_blocks, intermediates
 
 
 @residual
@@ -42,18 +54,51 @@ def mlp_post_norm(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
     return block.drop_path2(block.norm2(block.mlp(x)))
 
 
-BRANCHES = {Block: (attention, mlp), ResPostBlock: (attention_post_norm, mlp_post_norm)}
+@residual
+def parallel(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
+    """Attention and MLP at once: what the block's own forward would add to ``x``."""
+    added = []
+
+    def keep(output: Tensor) -> int:
+        added.append(block.drop_path(output))
+        return 0
+
+    # A copy that shares all modules, where ``keep`` stands before the sum.
+    part = copy(block)
+    vars(part)["drop_path"] = keep
+    type(block).forward(part, x, **attention_options)
+    return added[0]
+
+
+@residual
+def attentions(
+    block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    attended = (
+        part.drop_path(part.ls(part.attn(part.norm(x), attn_mask=attn_mask, is_causal=is_causal)))
+        for part in block.attns
+    )
+    return torch.stack(list(attended)).sum(dim=0)
+
+
+@residual
+def mlps(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
+    return torch.stack([part(x) for part in block.ffns]).sum(dim=0)
+
+
+BRANCHES = {
+    Block: (attention, mlp),
+    ResPostBlock: (attention_post_norm, mlp_post_norm),
+    ParallelScalingBlock: (parallel,),
+    DiffParallelScalingBlock: (parallel,),
+    ParallelThingsBlock: (attentions, mlps),
+}
 
 
 @register_adapter(VisionTransformer)
 def split(model: Any) -> None:
-    kinds = {type(block) for block in model.blocks}
-    if len(kinds) != 1 or not kinds <= set(BRANCHES):
-        raise ValueError(
-            f"timm's VisionTransformer with blocks {sorted(kind.__name__ for kind in kinds)} has "
-            f"no adapter: blocks must all be of one of {[kind.__name__ for kind in BRANCHES]}."
-        )
-    model.blocks = ReversibleChain(model.blocks, BRANCHES[kinds.pop()])
+    kind = check_blocks(model, model.blocks, BRANCHES)
+    model.blocks = ReversibleChain(model.blocks, BRANCHES[kind])
     replace_methods(model, VisionTransformer, forward_features, forward_intermediates)
 
 
@@ -77,44 +122,20 @@ def forward_intermediates(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> Any:
-    """As timm's method of this name, with the features taken from the chain.
-
-    ``stop_early`` runs the chain no further than the last feature; without the final features
-    (``intermediates_only``) it never runs further.
-    """
-    if output_fmt not in ("NCHW", "NLC"):
-        raise ValueError(f"output_fmt={output_fmt!r}: use 'NCHW' or 'NLC'.")
-    taken, _ = feature_take_indices(len(self.blocks), indices)
-    taken = sorted(taken)
-    last = len(self.blocks) - 1
-    wanted = taken if stop_early or intermediates_only or last in taken else [*taken, last]
-    batch, _, height, width = x.shape
-    # The pair: the stream itself, and what is made of it, in the order of timm's own loop.
-    pairs = self.blocks.features(
+    """As timm's method of this name; see ``intermediates``."""
+    return intermediates(
+        self,
+        x,
         _embed(self, x),
-        blocks=wanted,
-        apply=lambda feature: (feature, self.norm(feature) if norm else feature),
-        attn_mask=attn_mask,
-        is_causal=is_causal,
+        {"attn_mask": attn_mask, "is_causal": is_causal},
+        indices,
+        return_prefix_tokens,
+        norm,
+        stop_early,
+        output_fmt,
+        intermediates_only,
+        output_dict,
     )
-    final = pairs[-1][0]
-    maps = [feature for _, feature in pairs[: len(taken)]]
-    prefixes = [feature[:, : self.num_prefix_tokens] for feature in maps]
-    maps = [feature[:, self.num_prefix_tokens :] for feature in maps]
-    if output_fmt == "NCHW":
-        grid = self.patch_embed.dynamic_feat_size((height, width))
-        maps = [m.reshape(batch, *grid, -1).permute(0, 3, 1, 2).contiguous() for m in maps]
-    if output_dict:
-        result: dict[str, Any] = {"image_intermediates": maps}
-        if self.num_prefix_tokens and return_prefix_tokens:
-            result["image_intermediates_prefix"] = prefixes
-        if not intermediates_only:
-            result["image_features"] = self.norm(final)
-        return result
-    intermediates: list[Any] = maps
-    if self.num_prefix_tokens and return_prefix_tokens:
-        intermediates = list(zip(maps, prefixes, strict=True))
-    return intermediates if intermediates_only else (self.norm(final), intermediates)
 
 
 def _embed(model: Any, x: Tensor) -> Tensor:

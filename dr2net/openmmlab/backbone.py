@@ -30,7 +30,8 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
         backbone: config of a registered backbone of a supported family.
         alpha, beta, arithmetic: as in ``dr2net.convert``. (1, 0) is the backbone itself.
         reversible: False stores activations, with the same equations and gradients.
-        options: options of the family's adapter, such as ``fused_attention=True``.
+        options: ``keep``, as in ``dr2net.convert``, and options of the family's adapter, such as
+            ``fused_attention=True``.
     """
     model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)
     set_reversible(model, reversible)

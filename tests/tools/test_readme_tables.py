@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tools.readme_tables import ROOT, draw_tables
+from tools.readme_tables import ROOT, documents, draw_tables
 from tools.result_files import markdown_table
 
 RESULT = {
@@ -18,8 +18,9 @@ RESULT = {
 MARKED = "before\n<!-- table: results/some.json -->\nold\n<!-- end -->\nafter\n"
 
 
-def test_readme_shows_what_the_result_files_say():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_documents_show_what_the_result_files_say(document):
+    text = document.read_text(encoding="utf-8")
     assert draw_tables(text, ROOT) == text, "run python tools/readme_tables.py"
 
 

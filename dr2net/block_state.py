@@ -1,0 +1,74 @@
+"""A block's parameters and buffers as forward found them, put back when backward recomputes.
+
+Between the two others may have come into their places (``torch.func.functional_call`` takes its
+parameters out again at once), and forward itself may have moved a buffer on: the estimate of a
+spectral norm, a counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["BlockState"]
+
+# The dictionary of a module that holds a tensor, the name it has there, the tensor.
+Place = tuple[dict[str, Any], str, Tensor]
+
+
+class BlockState:
+    """What ``block`` holds at the moment of construction, which is before it runs forward."""
+
+    def __init__(self, block: nn.Module):
+        self.places: list[Place] = [
+            (held, name, tensor)
+            for module in block.modules()
+            for held in (module._parameters, module._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+        self.parameters = [(parameter, parameter._version) for parameter in block.parameters()]
+        # Where there is no version, in inference mode's tensors, there is no change in training.
+        self.buffers = [buffer for buffer in block.buffers() if not buffer.is_inference()]
+        self.changed = [(b, b._version, b.detach().clone()) for b in self.buffers]
+
+    def keep_what_changed(self) -> None:
+        """To be called after forward: drops the copies of buffers that are as they were.
+
+        BatchNorm's kernels write its running statistics without a new version, which is well: a
+        recomputation does not read them.
+        """
+        self.changed = [entry for entry in self.changed if entry[0]._version != entry[1]]
+
+    @contextmanager
+    def put_back(self, coupling: str) -> Iterator[list[Tensor]]:
+        """Has the block hold again what it held; yields the buffers that are not copies.
+
+        Raises:
+            RuntimeError: parameters of ``coupling`` were changed in place or freed. As autograd
+                does for tensors that it keeps: a recomputation with other weights is wrong.
+        """
+        copies = {id(buffer): values.clone() for buffer, _, values in self.changed}
+        wanted = [
+            (held, name, copies.get(id(tensor), tensor)) for held, name, tensor in self.places
+        ]
+        moved = [(h, name, tensor) for h, name, tensor in wanted if h.get(name) is not tensor]
+        freed = any(t.numel() and not t.untyped_storage().nbytes() for _, _, t in moved)
+        if freed or any(parameter._version != version for parameter, version in self.parameters):
+            raise RuntimeError(
+                f"The parameters of {coupling} were changed between forward and backward: run "
+                "backward before the optimizer's step, or call "
+                "dr2net.set_reversible(model, False)."
+            )
+        now = [(held, dict(held)) for held, _, _ in moved]
+        try:
+            for held, name, tensor in moved:
+                held[name] = tensor
+            yield [buffer for buffer in self.buffers if id(buffer) not in copies]
+        finally:
+            for held, tensors in now:
+                held.clear()
+                held.update(tensors)

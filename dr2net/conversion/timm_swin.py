@@ -1,0 +1,45 @@
+"""timm's ``SwinTransformer``: one chain per stage, behind its patch merging.
+
+Liu et al., "Swin Transformer", https://arxiv.org/abs/2103.14030
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    SwinTransformerStage,
+)
+from torch import Tensor
+
+from ..chain import ReversibleChain, residual
+from . import register_adapter
+from .subclass import replace_methods
+from .timm_shared import check_blocks
+
+
+@residual
+def attention(block: Any, x: Tensor) -> Tensor:
+    return block.drop_path1(block._attn(block.norm1(x)))
+
+
+@residual
+def mlp(block: Any, x: Tensor) -> Tensor:
+    # Without the grid, as timm does: kernels are chosen by the number of dimensions.
+    tokens = x.reshape(len(x), -1, x.shape[-1])
+    return block.drop_path2(block.mlp(block.norm2(tokens))).reshape(x.shape)
+
+
+@register_adapter(SwinTransformer)
+def split(model: Any) -> None:
+    for stage in model.layers:
+        check_blocks(model, stage.blocks, (SwinTransformerBlock,))
+        stage.blocks = ReversibleChain(stage.blocks, (attention, mlp))
+        replace_methods(stage, SwinTransformerStage, forward)
+
+
+def forward(self: Any, x: Tensor) -> Tensor:
+    """A stage."""
+    return self.blocks(self.downsample(x))
