@@ -102,7 +102,12 @@ def run_replayed(
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Leaves random streams and the buffers of ``model`` as they were: to try a step out."""
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     with ExitStack() as stack:
         for kind in {device.type for device in devices if device.type != "cpu"}:
             of_kind = [device for device in devices if device.type == kind]
@@ -111,6 +116,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for buffer, value in buffers:
+            for held, name, buffer, value in buffers:
+                held[name] = buffer  # forward may have put another in its place
                 if not torch.equal(buffer, value):
                     buffer.data.copy_(value)

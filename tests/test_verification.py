@@ -36,6 +36,23 @@ def test_a_faithful_network_passes_and_stays_as_it_was(alpha, beta, keep):
     assert chain.keep == set(keep)
 
 
+def test_buffers_that_forward_replaces_are_put_back():
+    class Decaying(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1))
+
+        def forward(self, x):
+            self.scale = self.scale * 0.9
+            return x * self.scale
+
+    chain = make_chain()
+    for block in chain:
+        block.dropout = Decaying()
+    dr2net.verify(chain, X)
+    assert all(torch.equal(block.dropout.scale, torch.ones(1)) for block in chain)
+
+
 def test_the_module_that_is_not_deterministic_is_named():
     source = torch.Generator()
 
