@@ -18,9 +18,10 @@ def test_python_runs(capsys):
     names = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
-    kept, error = capsys.readouterr().out.split()[-2:]
+    kept, error, plan, *_ = capsys.readouterr().out.splitlines()
     assert int(kept) > 0
     assert float(error) == 0
+    assert plan.endswith("GB of 0.050 GB: fits.")
 
 
 def test_config_entries_build_a_dr2net(capsys):

@@ -46,6 +46,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each method")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument(
+        "--compile", action="store_true", help="also with compiled modules (needs a C++ compiler)"
+    )
     parser.add_argument("--out", type=Path, help="result file (JSON) to write")
     return parser.parse_args()
 
@@ -63,6 +66,14 @@ def reversible(
     return model
 
 
+def compiled(make: Make, model: nn.Module) -> nn.Module:
+    model = make(model)
+    for block in model.blocks:
+        block.attn.compile()
+        block.mlp.compile()
+    return model
+
+
 METHODS: dict[str, Make] = {
     "conventional": lambda model: model,
     "checkpoint per block": checkpointed,
@@ -76,6 +87,11 @@ for alpha, beta in ((1, 0.1), (0.5, 0.5), (0, 1)):
     STORED[exact] = stored
     METHODS[exact] = partial(reversible, alpha=alpha, beta=beta)
     METHODS[stored] = partial(reversible, alpha=alpha, beta=beta, stored=True)
+COMPILED: dict[str, Make] = {
+    f"{name}, compiled modules": partial(compiled, METHODS[name])
+    for name in ("conventional", "Dr²Net, exact (0, 1)", "Dr²Net, stored (0, 1)")
+}
+STORED["Dr²Net, exact (0, 1), compiled modules"] = "Dr²Net, stored (0, 1), compiled modules"
 
 
 def make_step(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
@@ -157,7 +173,8 @@ def measure(arguments: argparse.Namespace) -> dict:
     ).to(arguments.device)
     size = arguments.side * 16
     images = torch.randn(arguments.batch, 3, size, size, device=arguments.device)
-    models = {name: make(copy.deepcopy(original)).train() for name, make in METHODS.items()}
+    methods = METHODS | COMPILED if arguments.compile else METHODS
+    models = {name: make(copy.deepcopy(original)).train() for name, make in methods.items()}
     steps = {name: make_step(model, images, arguments.bf16) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(arguments.warmup + arguments.steps):
