@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 from pathlib import Path
 
 import torch
@@ -49,6 +50,10 @@ def load_config(args: argparse.Namespace) -> Config:
         config.merge_from_dict(args.cfg_options)
     config.launcher = args.launcher
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.launcher == "slurm":
+        # mmengine's is the same for all, and jobs may share a machine.
+        port = 10000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000
+        os.environ.setdefault("MASTER_PORT", str(port))
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get("work_dir") is None:
@@ -72,10 +77,12 @@ def adapt_to_cpu(config: Config) -> None:
             optim_wrapper.pop(option, None)
     if config.launcher == "none":
         return
-    if config.launcher != "pytorch":
+    if config.launcher == "slurm":
+        describe_slurm_task()
+    elif config.launcher != "pytorch":
         raise ValueError(
             f"--launcher {config.launcher} needs GPUs; without them use --launcher pytorch, as "
-            "tools/dist_train.sh does"
+            "tools/dist_train.sh does, or slurm"
         )
     # mmengine would choose a CUDA device first, and give that device's number to DDP.
     if not is_distributed():
@@ -86,3 +93,23 @@ def adapt_to_cpu(config: Config) -> None:
         "find_unused_parameters": config.get("find_unused_parameters", False),
     }
     config.model_wrapper_cfg = {**wrapper, "device_ids": None}
+
+
+def describe_slurm_task() -> None:
+    """Tell torch.distributed what Slurm says of this process, as mmengine does where GPUs are."""
+    for name, slurm_name in (
+        ("RANK", "SLURM_PROCID"),
+        ("WORLD_SIZE", "SLURM_NTASKS"),
+        ("LOCAL_RANK", "SLURM_LOCALID"),
+    ):
+        os.environ[name] = os.environ[slurm_name]
+    if "MASTER_ADDR" not in os.environ:
+        command = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
+        hosts = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        os.environ["MASTER_ADDR"] = hosts.split()[0]
+
+
+def leave_process_group() -> None:
+    """End what a distributed run has open; gloo's threads can else abort a process that exits."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Test on several GPUs, or with several CPU processes where there is no GPU:
 #   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
-# On several nodes, set NNODES, NODE_RANK and MASTER_ADDR on each.
+# On several machines, run it on each with NNODES, NODE_RANK and MASTER_ADDR set; see torchrun.sh.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -9,8 +9,4 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}" \
-    --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="${PORT:-29500}" \
-    --nproc-per-node="$3" \
-    "$(dirname "$0")/test.py" "$1" "$2" --launcher pytorch "${@:4}"
+exec "$(dirname "$0")/torchrun.sh" "$3" test.py "$1" "$2" --launcher pytorch "${@:4}"

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.runner import Runner
 
-from tools.command_line import adapt_to_cpu, build_parser, load_config
+from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             evaluators = [evaluators]
         config.test_evaluator = [*evaluators, {"type": "DumpResults", "out_file_path": args.dump}]
     adapt_to_cpu(config)
-    return Runner.from_cfg(config).test()
+    metrics = Runner.from_cfg(config).test()
+    leave_process_group()
+    return metrics
 
 
 if __name__ == "__main__":

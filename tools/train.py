@@ -10,7 +10,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
-from tools.command_line import adapt_to_cpu, build_parser, load_config
+from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
 
 
 def main(arguments: list[str] | None = None) -> Runner:
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> Runner:
 
     runner = Runner.from_cfg(config)
     runner.train()
+    leave_process_group()
     return runner
 
 
