@@ -7,7 +7,7 @@ spectral norm, a counter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,16 +35,25 @@ class BlockState:
         self.buffers = [buffer for buffer in block.buffers() if not buffer.is_inference()]
         self.changed = [(b, b._version, b.detach().clone()) for b in self.buffers]
 
-    def keep_what_changed(self) -> None:
+    def keep_what_matters(self, used: Sequence[Tensor]) -> None:
         """To be called after forward: drops the copies of buffers that are as they were.
+
+        Of the parameters with a gradient only the ``used`` ones have to stay as they are: others of
+        the block may be updated in this backward already, as soon as their gradient is there.
 
         BatchNorm's kernels write its running statistics without a new version, which is well: a
         recomputation does not read them.
         """
         self.changed = [entry for entry in self.changed if entry[0]._version != entry[1]]
+        known = set(map(id, used))
+        self.parameters = [
+            e for e in self.parameters if id(e[0]) in known or not e[0].requires_grad
+        ]
 
     @contextmanager
-    def put_back(self, coupling: str) -> Iterator[list[Tensor]]:
+    def put_back(
+        self, coupling: str, instead: dict[int, Tensor] | None = None
+    ) -> Iterator[list[Tensor]]:
         """Has the block hold again what it held; yields the buffers that are not copies.
 
         Raises:
@@ -52,6 +61,7 @@ class BlockState:
                 does for tensors that it keeps: a recomputation with other weights is wrong.
         """
         copies = {id(buffer): values.clone() for buffer, _, values in self.changed}
+        copies.update(instead or {})
         wanted = [
             (held, name, copies.get(id(tensor), tensor)) for held, name, tensor in self.places
         ]

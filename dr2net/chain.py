@@ -95,7 +95,7 @@ class ReversibleChain(nn.Module):
     coefficients: Tensor
 
     # The buffer, its version and (α, β), as last read.
-    _known: tuple[Tensor, int, tuple[float, float]] | None = None
+    _known: tuple[Tensor, int, tuple[float, float]]
 
     def __init__(
         self, blocks: nn.Module, branches: Sequence[Branch], ordinary: Collection[str] = ()
@@ -106,6 +106,7 @@ class ReversibleChain(nn.Module):
             raise ValueError(
                 f"ordinary={sorted(unknown)}: no such blocks among {list(blocks._modules)}."
             )
+        _refuse_bearing_container(blocks)
         # _modules and not children(), which would pass over a block that stands there twice.
         for key, block in blocks._modules.items():
             self.add_module(key, block)
@@ -142,44 +143,40 @@ class ReversibleChain(nn.Module):
         # also under torch.device("meta").
         with torch.inference_mode(self.coefficients.is_inference()):
             self.coefficients.copy_(torch.tensor(pair, device="cpu"))
-        self._read_coefficients()
+        if not self.coefficients.is_meta:
+            self._read_coefficients()
 
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
-        # Read only where something has written: it makes a GPU wait, and an export, which puts a
-        # symbol in the buffer's place, fail.
-        if self._known is not None:
-            buffer, version, pair = self._known
-            same = buffer is self.coefficients or torch.compiler.is_exporting()
-            if same and buffer._version == version:
-                return pair
-        return self._read_coefficients()
-
-    def _read_coefficients(self) -> tuple[float, float]:
-        buffer = self.coefficients
-        if torch.compiler.is_exporting():
+        # Read each time, since others write the buffer too (averages over models, by .data).
+        if not torch.compiler.is_exporting():
+            return self._read_coefficients()
+        # An export has put a symbol in the buffer's place.
+        buffer, version, pair = self._known
+        if buffer._version != version:
             raise RuntimeError(
                 f"The coefficients of {self.name} were written by something else than dr2net: call "
                 "dr2net.get_coefficients(model) before the export."
             )
+        return pair
+
+    def _read_coefficients(self) -> tuple[float, float]:
+        buffer = self.coefficients
         alpha, beta = (value / COEFFICIENT_ONE for value in buffer.tolist())
         check_coefficients(alpha, beta)
         pair = alpha, round_beta(beta)
-        self._known = None if buffer.is_inference() else (buffer, buffer._version, pair)
+        self._known = buffer, 0 if buffer.is_inference() else buffer._version, pair
         return pair
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = None if self.coefficients.is_meta else self.coefficients.cpu()
-        super()._apply(function, recurse)
-        self._known = None
+        _, _, pair = self._known
         if not self.coefficients.is_meta:
-            if before is not None and not torch.equal(before, self.coefficients.cpu()):
-                self.coefficients.copy_(before)  # to_empty() left anything
-            self._read_coefficients()
+            pair = self._read_coefficients()
+        super()._apply(function, recurse)
+        if not self.coefficients.is_meta:
+            # Not always a copy: to_empty() leaves anything.
+            self.set_coefficients(*pair)
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_known"}
 
     def restore_container(self) -> nn.Module:
         """Returns the container of blocks that the chain was made of, and frees its blocks."""
@@ -207,7 +204,9 @@ class ReversibleChain(nn.Module):
     # A torch.compile around the chain would compile its modules in forward but not when backward
     # recomputes them, which then returns other bits. Modules compiled by themselves are compiled
     # both times.
-    @torch.compiler.disable(reason="reversible chains run uncompiled: compile their modules")
+    @torch.compiler.disable(
+        reason="reversible chains run uncompiled: compile their modules, export by strict=False"
+    )
     def features(
         self,
         x: Tensor,
@@ -259,7 +258,7 @@ class ReversibleChain(nn.Module):
                 (x,) = after_couplings(block, x)
                 yield x
             return
-        this_pass = self.start_pass(keys, x, args, kwargs)
+        this_pass = self.start_pass(keys, alpha, beta, x, args, kwargs)
         if torch.compiler.is_exporting():
             values = this_pass.exported_values(x, args, kwargs)
             yield from islice(values, branches - 1, None, branches)
@@ -274,26 +273,42 @@ class ReversibleChain(nn.Module):
         yield from islice(values, branches - 1, None, branches)
         this_pass.finish_forward()
 
-    def start_pass(self, keys: list[str], x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Pass:
+    def rebuilds(self) -> bool:
+        """Whether a training step rebuilds activations here: in training mode, at β > 0."""
+        return self.training and self.get_coefficients()[1] > 0
+
+    def start_pass(
+        self,
+        keys: list[str],
+        alpha: float,
+        beta: float,
+        x: Tensor,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Pass:
         """A pass through the couplings of the blocks ``keys``."""
         if not x.is_floating_point():
             raise ValueError(f"{self.name} got an input of {x.dtype}: it takes floating point.")
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                f"{self.name} cannot be traced at beta > 0: export with torch.export, or "
+                "torch.onnx.export(..., dynamo=True)."
+            )
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 f"{self.name} does not run inside torch.func's grad, vmap, jvp or their like (at "
                 "beta=0 it does): use torch.autograd.grad, with is_grads_batched=True for several "
                 "gradients at once."
             )
-        alpha, _ = self.get_coefficients()
-        arithmetic = self.make_arithmetic(x.dtype)
+        arithmetic = self.make_arithmetic(alpha, beta, x.dtype)
         names, couplings = self.coupling_names(keys), self.couplings(keys)
         return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs)
 
-    def make_arithmetic(self, dtype: torch.dtype) -> Arithmetic:
+    def make_arithmetic(self, alpha: float, beta: float, dtype: torch.dtype) -> Arithmetic:
         """The arithmetic for inputs of ``dtype``: the same for a part of a stretch as for all."""
         check_arithmetic(self.arithmetic)
         longest = max(map(len, self.stretches())) * len(self.branches)
-        return make_arithmetic(self.arithmetic, *self.get_coefficients(), longest, dtype)
+        return make_arithmetic(self.arithmetic, alpha, beta, longest, dtype)
 
     def stretches(self) -> list[list[str]]:
         """Names of the blocks that are couplings, split where an ordinary block stands."""
@@ -367,7 +382,6 @@ class ReversibleChain(nn.Module):
         if prefix + "coefficients" in missing:
             missing.remove(prefix + "coefficients")
         elif not self.coefficients.is_meta:
-            self._known = None
             with suppress(ValueError):  # coefficients out of range are reported when they are used
                 self._read_coefficients()
 
@@ -407,6 +421,25 @@ def _refuse_direct_call(block: nn.Module, inputs: tuple) -> None:
         f"This {type(block).__name__} is part of a reversible chain, and alone it would ignore α "
         "and β: call the chain, or chain.features(x, blocks=[...]) for the output of a block."
     )
+
+
+def _refuse_bearing_container(blocks: nn.Module) -> None:
+    """Raises ValueError if the container holds more than blocks, which the chain would lose."""
+    hooks = any(
+        (
+            blocks._forward_hooks,
+            blocks._forward_pre_hooks,
+            blocks._backward_hooks,
+            blocks._backward_pre_hooks,
+        )
+    )
+    own = [*blocks._parameters, *blocks._buffers]
+    if hooks or own:
+        raise ValueError(
+            f"The {type(blocks).__name__} of blocks has {'hooks' if hooks else own} of its own, "
+            "which a chain does not take over: remove them, or put them on the network or within "
+            "the blocks."
+        )
 
 
 def _emptied(container: nn.Module) -> nn.Module:

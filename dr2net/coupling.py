@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import Node, get_gradient_edge, saved_tensors_hooks
 
 from .arithmetic import combine_gradients
 from .block_state import BlockState
@@ -70,7 +70,9 @@ def _stored_coupling(this_pass: Pass, index: int, x: Tensor, y: Tensor) -> tuple
     for_module, for_y = _Split.apply(this_pass.arithmetic.beta, x)
     # Views, so that gradients of side inputs are summed coupling by coupling. [...] and not
     # view_as, which may give other strides, by which kernels are chosen.
-    side = [tensor[...] for tensor in this_pass.side]
+    # The last is made first, as backward reaches views in the reverse order: a tensor given twice
+    # has its gradients summed in the order of the recomputation.
+    side = [tensor[...] for tensor in reversed(this_pass.side)][::-1]
     output = this_pass.call(index, for_module, side)
     return _StoredCoupling.apply(this_pass, output, for_y, y)
 
@@ -83,14 +85,21 @@ def _rebuilt_coupling(
     # With gradients on and the same inputs requiring them as in backward, so that PyTorch chooses
     # the same kernels. The graph made here is dropped at once: what it saves is not for the hooks
     # that the user may have set (to offload, to count).
-    with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, _keep_nothing):
-        leaves = list(map(_leaf_like, (x, *side)))
+    name = this_pass.coupling_names[index]
+    refuse = partial(_refuse_use_outside, name)
+    with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, refuse):
+        leaves = [_Inside.apply(name, tensor) for tensor in (x, *side)]
+        version = x._version  # which leaves[0] shares
         output, random_state = run_recorded(
             partial(this_pass.call, index, leaves[0], leaves[1:]), this_pass.device
         )
-    block_state.keep_what_changed()
-    name = this_pass.coupling_names[index]
+    if x._version != version:
+        raise RuntimeError(
+            f"{name} changed its input, the stream, by an inplace operation: it must leave it as "
+            "it is and return a new tensor."
+        )
     used = _used_parameters(output, leaves, list(block.parameters()), name)
+    block_state.keep_what_matters(used)
     output = output.detach()
     if not used and not any(leaf.requires_grad for leaf in leaves):
         # Before the first coupling that needs a gradient there is nothing to rebuild.
@@ -102,6 +111,19 @@ def _rebuilt_coupling(
     return _ReversibleCoupling.apply(
         this_pass, index, ends, output, random_state, block_state, x, y, *side, *used
     )
+
+
+class _Inside(torch.autograd.Function):
+    """What a module is given in forward; only its recomputation may be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, coupling: str, x: Tensor) -> Tensor:
+        ctx.coupling = coupling
+        return x.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> NoReturn:
+        _refuse_use_outside(ctx.coupling, grad)
 
 
 class _Split(torch.autograd.Function):
@@ -176,11 +198,13 @@ class _ReversibleCoupling(torch.autograd.Function):
         this_pass.rebuilt_peaks[index] = peak(x)
         side = list(map(_leaf_like, this_pass.side, needs_tensors))
         name = this_pass.coupling_names[index]
-        with torch.enable_grad(), ctx.block_state.put_back(name) as buffers:
+        # Parameters that functional_call made of others: the way on from them is not ours.
+        made = {id(p): p.detach().requires_grad_() for p in ctx.used if not p.is_leaf}
+        with torch.enable_grad(), ctx.block_state.put_back(name, made) as buffers:
             recompute = partial(this_pass.call, index, x, side)
             output = run_replayed(recompute, this_pass.device, ctx.random_state, buffers)
         this_pass.retreat(index, stream, output)
-        tensors = (x, *side, *ctx.used)
+        tensors = (x, *side, *(made.get(id(p), p) for p in ctx.used))
         grads: list[Tensor | None] = [None] * len(tensors)
         if grad_x is not None and output.requires_grad:
             wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
@@ -210,9 +234,9 @@ def _used_parameters(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     known = {id(tensor) for tensor in (*inputs, *trained)}
     # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
-    ends = {parameter.grad_fn for parameter in trained if parameter.grad_fn is not None}
+    ends = {tensor.grad_fn for tensor in (*inputs, *trained) if tensor.grad_fn is not None}
     leaves, seen = set(), set()
-    waiting = [output.grad_fn]
+    waiting: list[Node | None] = [get_gradient_edge(output).node] if output.requires_grad else []
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -248,6 +272,15 @@ def _tensor_hooks_suspended(tensors: list[Tensor]) -> Iterator[None]:
 def _keep_nothing(_: Any) -> Any:
     """Packs a tensor of a graph that is never run backward: an output kept would be a cycle."""
     return None
+
+
+def _refuse_use_outside(coupling: str, _: Any) -> NoReturn:
+    raise RuntimeError(
+        f"A tensor that {coupling} made in forward, other than its output, was differentiated (an "
+        "auxiliary loss, a cached weight, autograd.grad within the module): its activations are "
+        "rebuilt, not stored. Return it through the stream, or keep this block: "
+        "dr2net.set_reversible(model, True, keep=[...])."
+    )
 
 
 def _leaf_like(tensor: Tensor, needs_gradient: bool | None = None) -> Tensor:

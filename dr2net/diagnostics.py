@@ -80,12 +80,13 @@ def reconstruction_error(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs
         chain: a chain with β > 0.
         x: its input, and ``args``, ``kwargs`` its side inputs.
     """
-    if chain.get_coefficients()[1] == 0:
+    alpha, beta = chain.get_coefficients()
+    if beta == 0:
         raise ValueError("At beta=0 a chain has no inverse: set a beta from 2^-8 to 1 first.")
     if chain.ordinary:
         raise ValueError(f"{chain.name} has ordinary blocks: give a slice of it without them.")
     with torch.no_grad():
-        this_pass = chain.start_pass(list(chain._modules), x, args, kwargs)
+        this_pass = chain.start_pass(list(chain._modules), alpha, beta, x, args, kwargs)
         start, _ = this_pass.start(x)
         value = start
         kept = []

@@ -106,11 +106,14 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
         ValueError: the network has no chains, or is not in training mode at β > 0, or the budget
             is not positive.
     """
-    found = chains(model)
-    if not found or any(not c.training or c.get_coefficients()[1] == 0 for c in found):
+    # Not those that are frozen in eval mode, say: they rebuild nothing.
+    found = [chain for chain in chains(model) if chain.rebuilds()]
+    if not found:
         raise ValueError(
             "Nothing to plan: convert the network, call model.train() and set a beta above 0."
         )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("Nothing to plan: every parameter is frozen.")
     if not budget_gb > 0:
         raise ValueError(f"budget_gb={budget_gb}: give a positive number of 10^9 bytes.")
     budget = int(budget_gb * GB)
@@ -217,7 +220,7 @@ def _count_bytes(chain: ReversibleChain, block: _Block, branch: Branch) -> Branc
         call = partial(branch, module, x, *args, **kwargs)
         side = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         stored = bytes_kept(lambda: outputs.append(call()), besides=side)
-        arithmetic = chain.make_arithmetic(x.dtype)
+        arithmetic = chain.make_arithmetic(*chain.get_coefficients(), x.dtype)
         stream = arithmetic.encode(x)
         _, remainder = arithmetic.scale(stream)
         block.stored += stored

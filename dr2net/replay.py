@@ -8,6 +8,8 @@ statistics, do not change a second time.
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -100,7 +102,10 @@ def run_replayed(
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leaves random streams and the buffers of ``model`` as they were: to try a step out."""
+    """Leaves random streams and the buffers of ``model`` as they were: to try a step out.
+
+    Those of Python and numpy as well, from which preprocessing draws.
+    """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     buffers = [
         (module._buffers, name, buffer, buffer.clone())
@@ -113,6 +118,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             of_kind = [device for device in devices if device.type == kind]
             stack.enter_context(torch.random.fork_rng(of_kind, device_type=kind))
         stack.enter_context(torch.random.fork_rng([]))
+        stack.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
         try:
             yield
         finally:

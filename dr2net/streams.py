@@ -203,7 +203,8 @@ class Pass:
             f"{self.coupling_names[culprit]}, or one near it, returned other values when it was "
             "recomputed in backward: discard this backward's gradients. A module of a chain must "
             "be deterministic given its input, PyTorch's random state and autocast: no own random "
-            "generator, no counters, no state that forward changes. "
+            "generator, no counters, no state that forward changes, no other global settings "
+            "(sdpa_kernel) than in forward. "
             "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, "
             "False) trains with activations stored."
         )

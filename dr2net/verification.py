@@ -88,15 +88,16 @@ def _require_verifiable(model: nn.Module) -> list[ReversibleChain]:
             f"This {type(model).__name__} has no reversible chains: dr2net.convert it first."
         )
     refuse_sharded(model.modules(), "verify the network before it is sharded.")
-    for chain in found:
+    rebuilding = [chain for chain in found if chain.rebuilds()]
+    if not rebuilding:
+        raise ValueError(
+            f"{found[0].name} rebuilds nothing: call model.train() and set a beta above 0 first."
+        )
+    for chain in rebuilding:
         if chain.arithmetic == "float":
             raise ValueError(
                 f"{chain.name} has arithmetic='float', whose gradients are never those of stored "
                 "activations: dr2net.diagnostics.gradient_error measures by how much they differ."
-            )
-        if not chain.training or chain.get_coefficients()[1] == 0:
-            raise ValueError(
-                f"{chain.name} rebuilds nothing: call model.train() and set a beta above 0 first."
             )
     return found
 
@@ -117,7 +118,7 @@ def _run_step(
         # The chains of this pass call the branches that they had in forward, so what is recomputed
         # arrives in the same list, behind the calls of forward.
         forward = len(step.forward)
-        if not loss.requires_grad:
+        if not loss.requires_grad or not parameters:
             raise ValueError("The loss needs no gradient: is every parameter frozen?")
         try:
             grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -177,8 +178,11 @@ def _compare_modules(stored: _Step, rebuilt: _Step) -> None:
     # A recomputation belongs to the last call of its coupling that has none yet.
     waiting = list(rebuilt.forward)
     for now in rebuilt.recomputed:
-        place = max(i for i, call in enumerate(waiting) if call.coupling == now.coupling)
-        before = waiting.pop(place)
+        # Of a call that is not part of the loss nothing is recomputed.
+        places = [i for i, call in enumerate(waiting) if call.coupling == now.coupling]
+        same = [i for i in places if torch.equal(waiting[i].given, now.given)]
+        equal = [i for i in same if torch.equal(waiting[i].returned, now.returned)]
+        before = waiting.pop(max(equal or same or places))
         if not torch.equal(before.given, now.given):
             raise RuntimeError(
                 f"The input of the module ({now.coupling}) was rebuilt with other values than "
@@ -211,7 +215,7 @@ def _differing_parameters(first: _Step, second: _Step) -> list[str]:
 def _same(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
-    return torch.equal(first, second)
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 def _raise_for_gradients(differing: list[str], differing_alone: list[str]) -> None:
@@ -243,7 +247,10 @@ def projection(outputs: Any) -> Tensor:
         if tensor.is_floating_point()
     ]
     if not parts:
-        raise ValueError("The model returned no floating-point tensor: use verify_step.")
+        raise ValueError(
+            "The model returned no floating-point tensor to make a loss of: dr2net.verify_step "
+            "takes a loss of your own."
+        )
     return torch.stack(parts).sum()
 
 

@@ -16,7 +16,7 @@ def held(module):
 def test_tensors_taken_out_since_are_put_back_and_the_others_afterwards():
     module = block()
     before, state = held(module), BlockState(module)
-    state.keep_what_changed()
+    state.keep_what_matters([])
     module[0].weight = nn.Parameter(torch.zeros(2, 2))
     module[1].running_mean = torch.ones(2)
     del module[0]._parameters["bias"]
@@ -32,7 +32,7 @@ def test_buffers_changed_by_forward_are_copies_of_what_they_were():
     counter = module[1].num_batches_tracked
     state = BlockState(module)
     counter.add_(1)
-    state.keep_what_changed()
+    state.keep_what_matters([])
     for _ in range(2):
         with state.put_back("here") as others:
             assert module[1].num_batches_tracked == 0

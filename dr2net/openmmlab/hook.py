@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..conversion import get_coefficients, set_coefficients
+from ..conversion import chains, get_coefficients, set_coefficients
 from ..replay import undisturbed
 from ..schedule import CoefficientSchedule
 from ..verification import verify_step
@@ -84,6 +84,8 @@ class VerificationHook(Hook):
         if self._verified and runner.iter % self.interval:
             return
         network = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not any(chain.rebuilds() for chain in chains(network)):
+            return  # at β = 0, or frozen
         with undisturbed(network):  # blending and augmentation draw random numbers
             data = network.data_preprocessor(deepcopy(data_batch), training=True)
 
