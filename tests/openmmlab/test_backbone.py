@@ -294,7 +294,9 @@ def train_step(model, batch):
 
 def built(config, state=None):
     torch.manual_seed(0)
-    model = MODELS.build(ConfigDict(config))
+    # As a config's default_scope: another test may have left one of its own.
+    with DefaultScope.overwrite_default_scope(config["type"].partition(".")[0]):
+        model = MODELS.build(ConfigDict(config))
     model.init_weights()
     if state is not None:
         model.load_state_dict(state, strict=True)
