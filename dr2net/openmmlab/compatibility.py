@@ -4,8 +4,9 @@ Four known problems, each mended only where it is found:
 
 - mmcv installed without its compiled operators lacks ``mmcv._ext``, which ``mmcv.ops`` and
   ``mmdet.models`` import at once. A stand-in lets them import; an operator that is then called
-  raises an error that says what is missing. Where the compiled module exists it is left alone, and
-  one that exists but does not load fails with its own error.
+  raises an error that says what is missing, unless a task gave a body for it
+  (``provide_operators``). Where the compiled module exists it is left alone, and one that exists
+  but does not load fails with its own error.
 - mmaction2 1.2.0 refuses mmcv 2.2 and later by an assertion, although all that dr2net uses of it
   works with 2.2 and 2.3.
 - mmaction2 1.2.0 imports, where transformers is installed, names that transformers 5 no longer has.
@@ -18,9 +19,9 @@ Four known problems, each mended only where it is found:
 import importlib.machinery
 import importlib.metadata
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MMACTION_VERSION = "1.2.0"
 # What mmaction2 1.2.0 refuses at import and was seen to work with.
@@ -36,6 +37,26 @@ def install() -> None:
         _stand_in_for_drn()
         _import_mmaction()
         _leave_out_multimodal_networks()
+
+
+def provide_operators(operators: Mapping[str, Callable[..., Any]]) -> bool:
+    """Give operators to the stand-in for mmcv's compiled ones; mmcv's own classes then call them.
+
+    Args:
+        operators: bodies by their name in ``mmcv._ext``, with the arguments that mmcv gives.
+
+    Returns:
+        False, with nothing done, where there is no stand-in: mmcv is compiled or not installed.
+    """
+    stand_in = sys.modules.get("mmcv._ext")
+    if not isinstance(stand_in, _StandIn):
+        return False
+    vars(stand_in).update(operators)
+    return True
+
+
+class _StandIn(ModuleType):
+    """A module in the place of one that is missing."""
 
 
 def _installed_version(distribution: str) -> str | None:
@@ -59,7 +80,7 @@ def _exists(module: str) -> bool:
 
 
 def _add_module(name: str) -> ModuleType:
-    module = ModuleType(name, f"Stand-in of dr2net.openmmlab.compatibility for {name}.")
+    module = _StandIn(name, f"Stand-in of dr2net.openmmlab.compatibility for {name}.")
     # mmengine asks importlib for the module's spec, which refuses a module that has none.
     module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
     sys.modules[name] = module

@@ -1,0 +1,20 @@
+"""Detection of small objects, registered with OpenMMLab on import."""
+
+import dr2net.openmmlab  # noqa: F401 - mends mmcv, which the modules below import
+
+from . import operators
+from .dataset import SmallObjectDataset
+from .metric import SmallObjectMetric
+from .tiled_detector import TiledDetector
+from .transforms import CropAroundObject, LoadTile, TiledDataset
+
+operators.install()
+
+__all__ = [
+    "CropAroundObject",
+    "LoadTile",
+    "SmallObjectDataset",
+    "SmallObjectMetric",
+    "TiledDataset",
+    "TiledDetector",
+]

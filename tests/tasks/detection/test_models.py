@@ -1,0 +1,214 @@
+import copy
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet")
+import tasks.detection  # noqa: F401  # isort: skip
+
+import torch
+from mmcv.ops import multi_scale_deform_attn
+from mmdet.datasets import CocoDataset
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
+
+import dr2net
+from dr2net.openmmlab.checkpoint import UnmatchedCheckpointError
+from tests.detectors import SWIN, build, small_model, without_compiled
+from tests.toy import assert_same_bits
+
+FOLDER = Path(__file__).parents[4] / "shared/data/real/detection"
+NETWORKS = ["dino4scale_swint_coco", "dino5scale_swint_coco", "retinanet_swint_coco"]
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """A batch of two real aerial photographs with their boxes, 160 pixels wide."""
+    if not FOLDER.is_dir():
+        pytest.skip(f"no real photographs in {FOLDER}")
+    init_default_scope("mmdet")
+    samples = []
+    for name, category in (("terrain1", "human"), ("terrain2", "car")):
+        dataset = CocoDataset(
+            ann_file=str(FOLDER / f"{name}_coco.json"),
+            data_prefix={"img": str(FOLDER)},
+            metainfo={"classes": (category,)},
+            pipeline=[
+                {"type": "LoadImageFromFile"},
+                {"type": "LoadAnnotations", "with_bbox": True},
+                {"type": "Resize", "scale": (160, 160), "keep_ratio": True},
+                {"type": "PackDetInputs"},
+            ],
+        )
+        samples.append(dataset[0])
+    assert [len(sample["data_samples"].gt_instances) for sample in samples] == [7, 5]
+    return pseudo_collate(samples)
+
+
+def pair(network, **backbone):
+    """The conventional detector and the Dr²Net with its weights."""
+    torch.manual_seed(0)
+    conventional = build(small_model(f"conventional_{network}"))
+    converted = build(small_model(f"dr2net_{network}", **backbone))
+    converted.load_state_dict(conventional.state_dict())
+    return conventional, converted
+
+
+def training_step(detector, batch):
+    """The losses of a training step and all gradients, from a fixed seed."""
+    torch.manual_seed(1)  # stochastic depth and DINO's noise
+    data = detector.data_preprocessor(copy.deepcopy(batch), training=True)
+    detector.zero_grad(set_to_none=True)
+    losses = detector(**data, mode="loss")
+    total, named = detector.parse_losses(losses)
+    total.backward()
+    found = [*named.values(), *(parameter.grad for parameter in detector.parameters())]
+    assert all(p.grad is not None and p.grad.any() for p in detector.backbone.stages.parameters())
+    return [None if value is None else value.detach() for value in found]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_at_1_0_losses_and_gradients_are_the_unconverted_detector_s(network, photographs):
+    conventional, converted = pair(network, alpha=1.0, beta=0.0)
+    assert len(dr2net.chains(converted)) == 4
+    expected = training_step(conventional, photographs)
+    assert_same_bits(expected, training_step(converted, photographs))
+
+
+@pytest.mark.parametrize("coefficients", [(1.0, 0.1), (0.5, 0.5), (0.0, 1.0)])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_rebuilt_gradients_are_the_stored_ones(network, coefficients, photographs):
+    alpha, beta = coefficients
+    conventional, converted = pair(network, alpha=alpha, beta=beta)
+    rebuilt = training_step(converted, photographs)
+    dr2net.set_reversible(converted, False)
+    assert_same_bits(training_step(converted, photographs), rebuilt)
+    # It is a different network, not the one at (1, 0).
+    assert not torch.equal(rebuilt[0], training_step(conventional, photographs)[0])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_checkpointed_blocks_give_the_conventional_gradients(network, photographs):
+    conventional, _ = pair(network)
+    checkpointed = build(small_model(f"checkpointed_{network}"))
+    checkpointed.load_state_dict(conventional.state_dict())
+    assert_same_bits(
+        training_step(conventional, photographs), training_step(checkpointed, photographs)
+    )
+
+
+@without_compiled
+@pytest.mark.parametrize("coefficients", [(1.0, 0.0), (0.5, 0.5)])
+def test_dino_s_gradients_are_the_same_by_the_operator_that_a_gpu_calls(
+    coefficients, photographs, monkeypatch
+):
+    alpha, beta = coefficients
+    _, converted = pair("dino4scale_swint_coco", alpha=alpha, beta=beta)
+    expected = training_step(converted, photographs)
+    calls = []
+
+    def attend(value, shapes, locations, weights):
+        calls.append(shapes)
+        starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
+        function = multi_scale_deform_attn.MultiScaleDeformableAttnFunction
+        return function.apply(value, shapes, starts, locations, weights, 64)
+
+    monkeypatch.setattr(multi_scale_deform_attn, "multi_scale_deformable_attn_pytorch", attend)
+    assert_same_bits(expected, training_step(converted, photographs))
+    assert len(calls) == 4  # two layers of the encoder, two of the decoder
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_detections_at_1_0_are_the_unconverted_detector_s(network, photographs):
+    found = []
+    for detector in pair(network, alpha=1.0, beta=0.0):
+        if network.startswith("retinanet"):
+            detector.bbox_head.test_cfg.score_thr = 0.0
+        detector.eval()
+        sample = detector.test_step(copy.deepcopy(photographs))[0]
+        found.append(sample.pred_instances)
+    assert len(found[0]) > 10
+    for field in ("bboxes", "scores", "labels"):
+        assert torch.equal(found[0][field], found[1][field])
+    # In the pixels of the photograph, which is 2,048 wide.
+    assert found[0].bboxes.max() > 160
+    assert (found[0].bboxes[:, 2] <= 2048).all()
+
+
+def original_swin(backbone):
+    """The backbone's weights as the Swin repository saves them, with its head and masks."""
+    names = {
+        "stages": "layers",
+        "attn.w_msa.": "attn.",
+        "ffn.layers.0.0.": "mlp.fc1.",
+        "ffn.layers.1.": "mlp.fc2.",
+        "patch_embed.projection": "patch_embed.proj",
+    }
+    weights = {}
+    for name, value in backbone.state_dict().items():
+        if name.startswith("norm"):
+            continue  # detection's own
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        if "downsample.reduction" in name:  # the four neighbours are the outer index there
+            out = value.shape[0]
+            value = value.reshape(out, -1, 4)[:, :, [0, 2, 1, 3]].transpose(1, 2).reshape(out, -1)
+        elif "downsample.norm" in name:
+            value = value.reshape(-1, 4)[:, [0, 2, 1, 3]].T.reshape(-1)
+        weights[name] = value
+    weights["norm.weight"] = torch.ones(8 * SWIN["embed_dims"])
+    weights["head.weight"] = torch.zeros(1000, 8 * SWIN["embed_dims"])
+    weights["layers.0.blocks.1.attn_mask"] = torch.zeros(4, 16, 16)
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["conventional", "dr2net"])
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_pretrained_swin_file_is_what_the_backbone_starts_from(kind, key, tmp_path):
+    source = build(small_model("conventional_dino4scale_swint_coco")).backbone
+    for parameter in source.parameters():
+        parameter.data.normal_()
+    torch.save({key: original_swin(source)}, tmp_path / "swin.pth")
+    model = small_model(f"{kind}_dino4scale_swint_coco")
+    inner = model.backbone.get("backbone", model.backbone)
+    inner.init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "swin.pth")}
+    loaded = dict(build(model).backbone.named_parameters())
+    for name, value in source.named_parameters():
+        assert torch.equal(value, loaded[name]) != name.startswith("norm"), name
+
+
+@pytest.mark.parametrize("kind", ["conventional", "checkpointed", "previous_reversible", "dr2net"])
+def test_a_detector_s_checkpoint_of_mmdetection_loads_into_every_kind(kind, tmp_path):
+    source = build(small_model("conventional_dino5scale_swint_coco"))
+    file = {
+        "meta": {"epoch": 12, "iter": 87960, "dataset_meta": {"classes": ("human",)}},
+        "state_dict": source.state_dict(),
+        "message_hub": {},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "param_schedulers": [{"last_step": 12}],
+    }
+    save_checkpoint(file, str(tmp_path / "dino.pth"))
+    target = build(small_model(f"{kind}_dino5scale_swint_coco"))
+    with torch.no_grad():
+        target.level_embed.zero_()
+    load_checkpoint(target, str(tmp_path / "dino.pth"), strict=True)
+    loaded = dict(target.named_parameters())
+    for name, value in source.named_parameters():
+        assert torch.equal(value, loaded[name]), name
+
+
+def test_a_finetuned_detector_s_checkpoint_brings_its_coefficients(tmp_path):
+    _, source = pair("dino4scale_swint_coco", alpha=0.25, beta=0.5)
+    save_checkpoint({"state_dict": source.state_dict()}, str(tmp_path / "dr2net.pth"))
+    target = build(small_model("dr2net_dino4scale_swint_coco"))
+    load_checkpoint(target, str(tmp_path / "dr2net.pth"), strict=True)
+    assert dr2net.get_coefficients(target) == (0.25, 0.5)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    save_checkpoint({"state_dict": {"conv1.weight": torch.ones(1)}}, str(tmp_path / "other.pth"))
+    with pytest.raises(UnmatchedCheckpointError):
+        load_checkpoint(
+            build(small_model("dr2net_retinanet_swint_coco")), str(tmp_path / "other.pth")
+        )
