@@ -315,19 +315,23 @@ class ReversibleChain(nn.Module):
         grouped = groupby(self._modules, self.ordinary.__contains__)
         return [list(group) for is_ordinary, group in grouped if not is_ordinary]
 
+    def coupled_keys(self) -> list[str]:
+        """Names of the blocks that are couplings."""
+        return [key for key in self._modules if key not in self.ordinary]
+
     def reversible_blocks(self) -> list[nn.Module]:
         """The blocks that are couplings."""
-        return [self.get_submodule(key) for keys in self.stretches() for key in keys]
+        return [self.get_submodule(key) for key in self.coupled_keys()]
 
     def couplings(self, keys: Sequence[str] | None = None) -> list[tuple[nn.Module, Branch]]:
         """The (block, branch) pairs of the blocks ``keys``, or of all, in order."""
         if keys is None:
-            keys = [key for stretch in self.stretches() for key in stretch]
+            keys = self.coupled_keys()
         return [(self.get_submodule(key), branch) for key in keys for branch in self.branches]
 
     def coupling_names(self, keys: Sequence[str]) -> list[str]:
         """Names the couplings of the blocks ``keys`` for messages: number, path and branch."""
-        all_keys = [key for stretch in self.stretches() for key in stretch]
+        all_keys = self.coupled_keys()
         return [
             f"coupling {all_keys.index(key) * len(self.branches) + place} "
             f"({self.name}.{key}, {getattr(branch, '__name__', branch)})"
@@ -341,7 +345,7 @@ class ReversibleChain(nn.Module):
         Those of FSDP2 on the block itself are called around its couplings; on modules inside it
         they would run again in the recomputation, where FSDP2 would lose the gradients.
         """
-        for key in (key for stretch in self.stretches() for key in stretch):
+        for key in self.coupled_keys():
             block = self.get_submodule(key)
             hooks = [
                 *block._forward_hooks.values(),

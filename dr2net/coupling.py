@@ -283,10 +283,8 @@ def _refuse_use_outside(coupling: str, _: Any) -> NoReturn:
     )
 
 
-def _leaf_like(tensor: Tensor, needs_gradient: bool | None = None) -> Tensor:
-    """A leaf with the values of ``tensor`` that requires a gradient if ``tensor`` does."""
-    if needs_gradient is None:
-        needs_gradient = tensor.requires_grad
+def _leaf_like(tensor: Tensor, needs_gradient: bool) -> Tensor:
+    """A leaf with the values of ``tensor``."""
     return tensor.detach().requires_grad_(needs_gradient)
 
 

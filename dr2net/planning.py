@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .conversion import chains, set_reversible
 from .diagnostics import bytes_kept
 from .replay import undisturbed
 from .streams import Branch
-from .verification import projection
+from .verification import observed, projection
 
 __all__ = ["Plan", "plan"]
 
@@ -153,7 +153,7 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
 
 
 def _keys(found: list[ReversibleChain]) -> list[tuple[ReversibleChain, str]]:
-    return [(chain, key) for chain in found for keys in chain.stretches() for key in keys]
+    return [(chain, key) for chain in found for key in chain.coupled_keys()]
 
 
 def _choose(
@@ -195,23 +195,8 @@ def _measure(
 ) -> None:
     """Runs ``forward`` with every module observed on behalf of its block."""
     found = list(dict.fromkeys(chain for chain, _ in blocks))
-    originals = [chain.branches for chain in found]
-
-    def observed(chain: ReversibleChain, branch: Branch) -> Branch:
-        @wraps(branch)
-        def run(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            key = next(key for key, other in chain._modules.items() if other is block)
-            return observe(chain, blocks[chain, key], branch)(block, x, *args, **kwargs)
-
-        return run
-
-    for chain in found:
-        chain.branches = tuple(observed(chain, branch) for branch in chain.branches)
-    try:
+    with observed(found, lambda chain, key, branch: observe(chain, blocks[chain, key], branch)):
         forward()
-    finally:
-        for chain, branches in zip(found, originals, strict=True):
-            chain.branches = branches
 
 
 def _count_bytes(chain: ReversibleChain, block: _Block, branch: Branch) -> Branch:

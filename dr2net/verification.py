@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .chain import ReversibleChain
-from .conversion import chains
+from .conversion import require_chains
 from .distributed import refuse_sharded
 from .replay import undisturbed
 from .streams import Branch
 
-__all__ = ["projection", "verify", "verify_step"]
+__all__ = ["observed", "projection", "verify", "verify_step"]
 
 
 def verify(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
@@ -82,11 +82,7 @@ class _Step:
 
 
 def _require_verifiable(model: nn.Module) -> list[ReversibleChain]:
-    found = chains(model)
-    if not found:
-        raise ValueError(
-            f"This {type(model).__name__} has no reversible chains: dr2net.convert it first."
-        )
+    found = require_chains(model)
     refuse_sharded(model.modules(), "verify the network before it is sharded.")
     rebuilding = [chain for chain in found if chain.rebuilds()]
     if not rebuilding:
@@ -113,7 +109,7 @@ def _run_step(
         chain.reversible = reversible
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), torch.enable_grad():
-        with _recorded(found, step.forward):
+        with observed(found, partial(_recording, step.forward)):
             loss = loss_function()
         # The chains of this pass call the branches that they had in forward, so what is recomputed
         # arrives in the same list, behind the calls of forward.
@@ -130,11 +126,22 @@ def _run_step(
 
 
 @contextmanager
-def _recorded(found: list[ReversibleChain], calls: list[_Call]) -> Iterator[None]:
-    """Appends to ``calls`` what the chains' modules are given and return."""
+def observed(
+    found: list[ReversibleChain], observe: Callable[[ReversibleChain, str, Branch], Branch]
+) -> Iterator[None]:
+    """Runs ``observe(chain, key, branch)`` in place of each branch of the block ``key``."""
+
+    def replaced(chain: ReversibleChain, branch: Branch) -> Branch:
+        @wraps(branch)
+        def run(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            key = next(key for key, other in chain._modules.items() if other is block)
+            return observe(chain, key, branch)(block, x, *args, **kwargs)
+
+        return run
+
     originals = [chain.branches for chain in found]
     for chain in found:
-        chain.branches = tuple(_recording(chain, branch, calls) for branch in chain.branches)
+        chain.branches = tuple(replaced(chain, branch) for branch in chain.branches)
     try:
         yield
     finally:
@@ -142,11 +149,11 @@ def _recorded(found: list[ReversibleChain], calls: list[_Call]) -> Iterator[None
             chain.branches = branches
 
 
-def _recording(chain: ReversibleChain, branch: Branch, calls: list[_Call]) -> Branch:
-    @wraps(branch)
+def _recording(calls: list[_Call], chain: ReversibleChain, key: str, branch: Branch) -> Branch:
+    """``branch``, which appends to ``calls`` what it is given and returns."""
+
     def run(block: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = branch(block, x, *args, **kwargs)
-        key = next(key for key, other in chain._modules.items() if other is block)
         name = f"{chain.name}.{key}, {getattr(branch, '__name__', branch)}"
         calls.append(_Call(name, _fingerprint(x), _fingerprint(output)))
         return output

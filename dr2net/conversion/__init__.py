@@ -25,6 +25,7 @@ __all__ = [
     "get_coefficients",
     "is_convertible",
     "register_adapter",
+    "require_chains",
     "revert",
     "set_coefficients",
     "set_reversible",
@@ -176,7 +177,7 @@ def set_coefficients(model: nn.Module, alpha: float, beta: float) -> None:
         ValueError: the network has no chains, α is not in [0, 1], or β neither 0 nor in
             [2^-8, 1].
     """
-    for chain in _require_chains(model):
+    for chain in require_chains(model):
         chain.set_coefficients(alpha, beta)
 
 
@@ -186,7 +187,7 @@ def get_coefficients(model: nn.Module) -> tuple[float, float]:
     Raises:
         ValueError: the network has no chains, or chains with different coefficients.
     """
-    found = {chain.get_coefficients() for chain in _require_chains(model)}
+    found = {chain.get_coefficients() for chain in require_chains(model)}
     if len(found) > 1:
         raise ValueError(
             f"The chains have different coefficients {sorted(found)}: ask each of "
@@ -209,7 +210,7 @@ def set_reversible(model: nn.Module, reversible: bool, keep: Collection[str] | N
     Raises:
         ValueError: the network has no chains, or a name in ``keep`` fits none of its blocks.
     """
-    found = _require_chains(model)
+    found = require_chains(model)
     if keep is not None:
         kept = _blocks_named(model, keep)
         for chain, keys in kept.items():
@@ -227,7 +228,7 @@ def _blocks_named(model: nn.Module, names: Collection[str]) -> dict[ReversibleCh
     if isinstance(names, str):
         raise ValueError(f"keep={names!r}: give a list or tuple of names.")
     paths = {
-        chain: {f"{name}.{key}".lstrip("."): key for keys in chain.stretches() for key in keys}
+        chain: {f"{name}.{key}".lstrip("."): key for key in chain.coupled_keys()}
         for name, chain in _named_chains(model)
     }
     found: dict[ReversibleChain, list[str]] = {chain: [] for chain in paths}
@@ -254,7 +255,8 @@ def _named_chains(model: nn.Module) -> list[tuple[str, ReversibleChain]]:
     return [(name, module) for name, module in found if isinstance(module, ReversibleChain)]
 
 
-def _require_chains(model: nn.Module) -> list[ReversibleChain]:
+def require_chains(model: nn.Module) -> list[ReversibleChain]:
+    """The chains of a converted network; raises ValueError if there are none."""
     found = chains(model)
     if not found:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..chain import ReversibleChain, residual
 from . import register_adapter
 from .subclass import replace_methods
-from .timm_shared import check_blocks
+from .timm_shared import check_blocks, forward
 
 
 @partial(residual, shortcut_first=False)
@@ -41,8 +41,3 @@ def split(model: Any) -> None:
         ]
         stage.blocks = ReversibleChain(stage.blocks, (convolution_and_mlp,), ordinary=reshaping)
         replace_methods(stage, ConvNeXtStage, forward)
-
-
-def forward(self: Any, x: Tensor) -> Tensor:
-    """A stage."""
-    return self.blocks(self.downsample(x))

@@ -8,7 +8,7 @@ from typing import Any
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-__all__ = ["check_blocks", "intermediates"]
+__all__ = ["check_blocks", "forward", "intermediates"]
 
 
 def check_blocks(
@@ -27,6 +27,11 @@ def check_blocks(
             f"of {[kind.__name__ for kind in accepted]}."
         )
     return kinds.pop()
+
+
+def forward(self: Any, x: Tensor) -> Tensor:
+    """A stage whose chain follows its downsampling: Swin's, ConvNeXt's."""
+    return self.blocks(self.downsample(x))
 
 
 def intermediates(

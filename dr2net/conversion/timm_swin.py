@@ -17,7 +17,7 @@ from torch import Tensor
 from ..chain import ReversibleChain, residual
 from . import register_adapter
 from .subclass import replace_methods
-from .timm_shared import check_blocks
+from .timm_shared import check_blocks, forward
 
 
 @residual
@@ -38,8 +38,3 @@ def split(model: Any) -> None:
         check_blocks(model, stage.blocks, (SwinTransformerBlock,))
         stage.blocks = ReversibleChain(stage.blocks, (attention, mlp))
         replace_methods(stage, SwinTransformerStage, forward)
-
-
-def forward(self: Any, x: Tensor) -> Tensor:
-    """A stage."""
-    return self.blocks(self.downsample(x))

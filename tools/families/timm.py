@@ -12,19 +12,25 @@ from torch import nn
 from tools.families.example import Example
 
 
+def _vit_options(depth: int, chance: float) -> dict:
+    return {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "depth": depth,
+        "num_classes": 5,
+        "init_values": 0.5,
+        "drop_path_rate": chance,
+        "proj_drop_rate": chance,
+        "attn_drop_rate": chance,
+        "pos_drop_rate": chance,
+    }
+
+
 def vit(depth: int, chance: float) -> nn.Module:
     return timm.models.VisionTransformer(
-        img_size=32,
-        patch_size=8,
-        embed_dim=32,
-        num_heads=2,
-        depth=depth,
-        num_classes=5,
-        init_values=0.5,
-        drop_path_rate=chance,
-        proj_drop_rate=chance,
-        attn_drop_rate=chance,
-        pos_drop_rate=chance,
+        **_vit_options(depth, chance),
     )
 
 
@@ -71,22 +77,12 @@ def convnext(depth: int, chance: float) -> nn.Module:
 
 def eva(depth: int, chance: float) -> nn.Module:
     return timm.models.Eva(
-        img_size=32,
-        patch_size=8,
-        embed_dim=32,
-        num_heads=2,
-        depth=depth,
-        num_classes=5,
+        **_vit_options(depth, chance),
         qkv_fused=False,
         mlp_ratio=2,
         swiglu_mlp=True,
         scale_mlp=True,
         use_rot_pos_emb=True,
-        init_values=0.5,
-        drop_path_rate=chance,
-        proj_drop_rate=chance,
-        attn_drop_rate=chance,
-        pos_drop_rate=chance,
         patch_drop_rate=chance,
         drop_rate=chance,
     )
@@ -94,20 +90,10 @@ def eva(depth: int, chance: float) -> nn.Module:
 
 def beit(depth: int, chance: float) -> nn.Module:
     model = timm.models.Beit(
-        img_size=32,
-        patch_size=8,
-        embed_dim=32,
-        num_heads=2,
-        depth=depth,
-        num_classes=5,
-        init_values=0.5,
+        **_vit_options(depth, chance),
         use_abs_pos_emb=False,
         use_rel_pos_bias=True,
         use_shared_rel_pos_bias=True,
-        drop_path_rate=chance,
-        proj_drop_rate=chance,
-        attn_drop_rate=chance,
-        pos_drop_rate=chance,
         drop_rate=chance,
     )
     for name, parameter in model.named_parameters():
