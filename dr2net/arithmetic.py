@@ -51,7 +51,7 @@ BETA_MIN = 2.0**-8
 # sum of two of them never wraps: |x| ≤ 1024 in 32 bits, ≤ 2^30 in 64.
 FRACTION_BITS = {torch.int32: 20, torch.int64: 32}
 
-ELEMENTS_AT_ONCE = 1 << 16
+ELEMENTS_AT_ONCE = 1 << 17
 
 # Beyond this growth λ^N of the streams (here as its log2), 32-bit words have too little room above
 # the usual activations (up to about 60) of a pretrained network.
@@ -199,7 +199,7 @@ class ExactArithmetic:
             return x, None
         if torch.compiler.is_exporting():
             return self._scale_in_plain_operations(x), None
-        flat = x.reshape(-1)
+        flat = _in_memory_order(x)
         y = torch.empty_like(flat)
         remainder = torch.empty_like(flat, dtype=torch.uint8) if keep_remainder else None
         for part in _parts(flat):
@@ -216,7 +216,7 @@ class ExactArithmetic:
                 low = product.bitwise_and_(BETA_ONE - 1).to(torch.float32)
                 remainder[part] = low.add_(0.5).div_(n).to(torch.uint8)
         packed = None if remainder is None else _pack(remainder, self.remainder_bits)
-        return _shaped_like(x, y), packed
+        return y.as_strided(x.shape, x.stride()), packed
 
     def _scale_in_plain_operations(self, x: Tensor) -> Tensor:
         """``scale`` in operations that ONNX and others know, on integers that do not wrap."""
@@ -230,7 +230,7 @@ class ExactArithmetic:
         if n == BETA_ONE:
             return y
         assert remainder is not None  # scale() returned it
-        flat = y.reshape(-1)
+        flat = _in_memory_order(y)
         x = torch.empty_like(flat)
         rest = _unpack(remainder, self.remainder_bits, flat.numel())
         for part in _parts(flat):
@@ -240,7 +240,7 @@ class ExactArithmetic:
             small = flat[part].sub(q, alpha=n).to(torch.float64).mul_(BETA_ONE)
             ceiling = small.add_(n - 0.5).div_(n).floor_().to(self.word)
             torch.add(ceiling.add_(rest[part]), q, alpha=BETA_ONE, out=x[part])
-        return _shaped_like(y, x)
+        return x.as_strided(y.shape, y.stride())
 
     def add(self, y: Tensor, g: Tensor) -> Tensor:
         return self._combine(torch.add, y, g)
@@ -251,12 +251,14 @@ class ExactArithmetic:
     def _combine(self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return operation(stream, self.encode(g))
-        # The result has the memory layout of the stream, whatever the module output's is.
-        flat, output = stream.reshape(-1), g.detach().reshape(-1)
+        g = g.detach()
+        if g.stride() != stream.stride():
+            g = torch.empty_like(stream, dtype=g.dtype).copy_(g)
+        flat, output = _in_memory_order(stream), _in_memory_order(g)
         result = torch.empty_like(flat)
         for part in _parts(flat):
             operation(flat[part], self.encode(output[part]), out=result[part])
-        return _shaped_like(stream, result)
+        return result.as_strided(stream.shape, stream.stride())
 
 
 Arithmetic = ExactArithmetic | FloatArithmetic
@@ -288,12 +290,13 @@ def _parts(flat: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, flat.numel(), size)]
 
 
-def _shaped_like(stream: Tensor, flat: Tensor) -> Tensor:
-    """``flat`` in the shape and with the strides of ``stream``, by which kernels are chosen."""
-    if stream.is_contiguous():
-        # Not view(), which gives dimensions of size 1 strides of its own.
-        return flat.as_strided(stream.shape, stream.stride())
-    return torch.empty_like(stream).copy_(flat.view(stream.shape))
+def _in_memory_order(stream: Tensor) -> Tensor:
+    """The elements of a stream, which lies in memory without gaps, as a flat view.
+
+    ``as_strided`` with the stream's strides leads back from a flat tensor: not view(), which gives
+    dimensions of size 1 strides of its own, by which kernels are chosen.
+    """
+    return stream.as_strided((stream.numel(),), (1,))
 
 
 def _fields(bits: int) -> list[tuple[int, int]]:

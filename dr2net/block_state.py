@@ -7,7 +7,7 @@ spectral norm, a counter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,16 +23,18 @@ class BlockState:
     """What ``block`` holds at the moment of construction, which is before it runs forward."""
 
     def __init__(self, block: nn.Module):
+        # One walk through the modules, as this runs for every coupling.
+        modules = list(block.modules())
         self.places: list[Place] = [
             (held, name, tensor)
-            for module in block.modules()
+            for module in modules
             for held in (module._parameters, module._buffers)
             for name, tensor in held.items()
             if tensor is not None
         ]
-        self.parameters = [(parameter, parameter._version) for parameter in block.parameters()]
+        self.parameters = [(p, p._version) for p in _distinct(m._parameters for m in modules)]
         # Where there is no version, in inference mode's tensors, there is no change in training.
-        self.buffers = [buffer for buffer in block.buffers() if not buffer.is_inference()]
+        self.buffers = [b for b in _distinct(m._buffers for m in modules) if not b.is_inference()]
         self.changed = [(b, b._version, b.detach().clone()) for b in self.buffers]
 
     def keep_what_matters(self, used: Sequence[Tensor]) -> None:
@@ -82,3 +84,9 @@ class BlockState:
             for held, tensors in now:
                 held.clear()
                 held.update(tensors)
+
+
+def _distinct(dictionaries: Iterable[dict[str, Any]]) -> Iterable[Tensor]:
+    """The tensors that the dictionaries hold, each once, in their order."""
+    found = (t for held in dictionaries for t in held.values() if t is not None)
+    return {id(tensor): tensor for tensor in found}.values()

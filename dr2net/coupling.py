@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge, saved_tensors_hooks
 
 from .arithmetic import combine_gradients
@@ -98,7 +98,8 @@ def _rebuilt_coupling(
             f"{name} changed its input, the stream, by an inplace operation: it must leave it as "
             "it is and return a new tensor."
         )
-    used = _used_parameters(output, leaves, list(block.parameters()), name)
+    parameters = [parameter for parameter, _ in block_state.parameters]
+    used = _used_parameters(output, leaves, parameters, name)
     block_state.keep_what_matters(used)
     output = output.detach()
     if not used and not any(leaf.requires_grad for leaf in leaves):
@@ -220,8 +221,8 @@ class _ReversibleCoupling(torch.autograd.Function):
 
 
 def _used_parameters(
-    output: Tensor, inputs: list[Tensor], parameters: list[nn.Parameter], name: str
-) -> list[nn.Parameter]:
+    output: Tensor, inputs: list[Tensor], parameters: list[Tensor], name: str
+) -> list[Tensor]:
     """The ``parameters`` that ``output`` depends on with a gradient, in their order.
 
     Only they become inputs of the coupling: DDP and others tell by the graph which are used.

@@ -65,9 +65,11 @@ class Pass:
         # The side inputs' tensors go to autograd to be saved; the rest of the arguments stays here.
         leaves, self.spec = tree_flatten((args, kwargs))
         self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.side_strides = [tensor.stride() for tensor in self.side]
         self.leaves = [_SIDE_INPUT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.x: Tensor | None = None
         self.y: Tensor | None = None
+        self.strides: tuple[int, ...] = ()
         # Index of the coupling whose output the pair (x, y) is.
         self.position = -1
         # Of the streams before each coupling at which a row of rebuilt ones begins.
@@ -81,13 +83,14 @@ class Pass:
         """Makes the first pair of streams of x; returns x_0 and a stand-in for y_0."""
         # The input's own peak: what lies beyond the range may encode to anything.
         self.output_peaks.append(peak(x))
-        self.x = self.arithmetic.encode(x)
+        self.x = self.arithmetic.encode(_in_a_memory_format(x))
+        self.strides = self.x.stride()
         self.y, _ = self.arithmetic.scale(self.x, keep_remainder=False)
         return self._decoded()
 
     def exported_values(self, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:
         """The stream x after each coupling, without gradients and checks, for ``torch.export``."""
-        stream_x = self.arithmetic.encode(x)
+        stream_x = self.arithmetic.encode(_in_a_memory_format(x))
         stream_y, _ = self.arithmetic.scale(stream_x, keep_remainder=False)
         for block, branch in self.couplings:
             output = branch(block, self.arithmetic.decode(stream_x), self.alpha, *args, **kwargs)
@@ -172,7 +175,9 @@ class Pass:
         for before, now in zip(rebuilt, (x, y), strict=True):
             if before is not None and self.arithmetic.invertible and not torch.equal(before, now):
                 self._raise_not_replayed(index + 1)
-        self.x, self.y, self.side = x, y, list(side)
+        # Hooks on saved tensors (save_on_cpu) return them contiguous.
+        self.x, self.y = (_with_strides(tensor, self.strides) for tensor in (x, y))
+        self.side = list(map(_with_strides, side, self.side_strides))
 
     def retreat(self, index: int, stream: Tensor, output: Tensor) -> None:
         """Moves the streams back through coupling ``index``, given its input and output."""
@@ -208,6 +213,29 @@ class Pass:
             "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, "
             "False) trains with activations stored."
         )
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _in_a_memory_format(x: Tensor) -> Tensor:
+    """``x`` contiguous, unless it is channels last: streams keep their first one's layout.
+
+    A permuted one, such as a patch embedding's, would have every operation of the chain run across
+    the lines of memory.
+    """
+    last = _CHANNELS_LAST.get(x.ndim)
+    return x if last and x.is_contiguous(memory_format=last) else x.contiguous()
+
+
+def _with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """``tensor`` with the strides it had, by which kernels are chosen, if they leave no gaps."""
+    if tensor.stride() == strides:
+        return tensor
+    wanted = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    # 0: all elements lie apart, without gaps.
+    dense = torch._debug_has_internal_overlap(wanted) == 0
+    return wanted.copy_(tensor) if dense else tensor
 
 
 def peak(tensor: Tensor) -> Tensor:

@@ -317,6 +317,43 @@ def test_saved_tensor_hooks_see_what_is_kept_and_may_move_it():
 
 
 @pytest.mark.parametrize("alpha_beta", [(0, 1), (1, 0.1)])
+def test_what_saved_tensor_hooks_return_is_laid_out_as_before(alpha_beta):
+    seen = []
+
+    @residual
+    def inner(block, x, side):
+        seen.append((x.stride(), side.stride()))
+        return block[0](x + side)
+
+    blocks = nn.Sequential(*[nn.Sequential(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(3)])
+    chain = ReversibleChain(blocks, (inner,)).train()
+    chain.set_coefficients(*alpha_beta)
+    x, side = torch.randn(2, 2, 4, 6, 6).to(memory_format=torch.channels_last_3d).unbind()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    side = side.permute(0, 1, 3, 2).requires_grad_()
+    plain = gradients(chain, x, side)
+    with torch.autograd.graph.save_on_cpu():
+        assert_same_bits(plain, gradients(chain, x, side))
+    assert len(set(seen)) == 1
+
+
+def test_a_stream_is_contiguous_whatever_the_input_is():
+    # Patch embeddings return permuted tensors, on which norms and products are slow.
+    seen = []
+
+    @residual
+    def inner(block, x):
+        seen.append(x.is_contiguous())
+        return block.first(x)[..., :8]
+
+    chain = make_chain(branches=(inner,))
+    x = torch.randn(4, 8, 5).mT.requires_grad_()
+    assert chain(x).is_contiguous()
+    assert_reversible_equals_stored(chain, x)
+    assert all(seen)
+
+
+@pytest.mark.parametrize("alpha_beta", [(0, 1), (1, 0.1)])
 def test_nothing_stays_alive_after_a_step(alpha_beta):
     chain, x = make_chain(*alpha_beta, dropout=0.1), stream()
 
