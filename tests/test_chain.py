@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -331,9 +332,12 @@ def test_what_saved_tensor_hooks_return_is_laid_out_as_before(alpha_beta):
     x, side = torch.randn(2, 2, 4, 6, 6).to(memory_format=torch.channels_last_3d).unbind()
     x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     side = side.permute(0, 1, 3, 2).requires_grad_()
-    plain = gradients(chain, x, side)
-    with torch.autograd.graph.save_on_cpu():
-        assert_same_bits(plain, gradients(chain, x, side))
+    expected = torch.autograd.grad(chain(x, side).square().sum(), (x, side))
+    # As save_on_cpu(pin_memory=True) does.
+    pack = partial(torch.clone, memory_format=torch.contiguous_format)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+        loss = chain(x, side).square().sum()
+    assert_same_bits(expected, torch.autograd.grad(loss, (x, side)))
     assert len(set(seen)) == 1
 
 
