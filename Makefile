@@ -8,10 +8,10 @@ READY := $(VENV)/ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow lint demo benchmark clean
+.PHONY: help setup test test-slow lint demo demo-detection demo-pointcloud benchmark clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 28
 
 setup: $(READY) ## create .venv with every dependency
 
@@ -21,7 +21,7 @@ $(READY): setup.cfg pyproject.toml tools/system_libraries.py
 	       'Install Python 3.11, or name one: make PYTHON=/path/to/python3.11 setup' >&2; exit 1; }
 	@$(PYTHON) tools/system_libraries.py
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[video,detection,transformers,dev]'
+	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[video,detection,pointcloud,transformers,dev]'
 	@touch $(READY)
 
 lint: setup ## ruff over everything, mypy over dr2net/
@@ -37,8 +37,14 @@ test-slow: setup ## the slow tests
 demo: setup ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
 	$(BIN)/python tools/demo_video.py
 
+demo-detection: setup ## the same for a detector of small objects in large images (under 15 minutes)
+	$(BIN)/python tools/demo_detection.py
+
+demo-pointcloud: setup ## the same for the points of furnished rooms (under 15 minutes)
+	$(BIN)/python tools/demo_pointcloud.py
+
 benchmark: setup ## memory and time per training step, in a small setting
 	$(BIN)/python tools/benchmark.py
 
-clean: ## remove .venv and what "make demo" wrote
-	rm -rf $(VENV) work_dirs/demo data/motion
+clean: ## remove .venv and what the demos wrote
+	rm -rf $(VENV) work_dirs/demo_* data/motion data/small_objects data/rooms

@@ -19,7 +19,7 @@ from .arithmetic import combine_gradients
 from .block_state import BlockState
 from .distributed import after_couplings, before_couplings
 from .replay import RandomState, run_recorded, run_replayed
-from .streams import Pass, peak
+from .streams import Pass
 
 __all__ = ["coupling_values"]
 
@@ -188,15 +188,13 @@ class _ReversibleCoupling(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
         this_pass, index = ctx.this_pass, ctx.index
-        arithmetic = this_pass.arithmetic
         _refuse_gradient_modes(this_pass)
         remainder, *streams = ctx.saved_tensors
         if ctx.keeps_streams:
             this_pass.restart_backward(index, *streams)
-        stream = arithmetic.unscale(this_pass.y, remainder)
+        stream, x = this_pass.rebuild(index, remainder)
         needs_x, _, *needs_tensors = ctx.needs_input_grad[6:]
-        x = arithmetic.decode(stream).requires_grad_(needs_x)
-        this_pass.rebuilt_peaks[index] = peak(x)
+        x.requires_grad_(needs_x)
         side = list(map(_leaf_like, this_pass.side, needs_tensors))
         name = this_pass.coupling_names[index]
         # Parameters that functional_call made of others: the way on from them is not ours.
@@ -216,7 +214,9 @@ class _ReversibleCoupling(torch.autograd.Function):
                 )
             for i, grad in zip(wanted, found, strict=True):
                 grads[i] = grad
-        grad_in = combine_gradients(grads[0], grad_y, arithmetic.beta) if needs_x else None
+        grad_in = (
+            combine_gradients(grads[0], grad_y, this_pass.arithmetic.beta) if needs_x else None
+        )
         return *[None] * 6, grad_in, grad_x, *grads[1:]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .arithmetic import Arithmetic
+from .kernels import kernels_for
 from .replay import AutocastState
 
 __all__ = ["Branch", "Pass", "ShapeError", "check_shape", "peak"]
@@ -116,17 +118,37 @@ class Pass:
         """Moves the streams through a coupling; returns x, a stand-in for y, and the remainder."""
         assert self.x is not None
         assert self.y is not None
+        fused = kernels_for(self.arithmetic, self.x, output)
+        if fused is not None:
+            self.x, self.y, remainder, x, output_peak, stream_peak = fused.advance(
+                self.arithmetic, self.x, self.y, output, keep_remainder
+            )
+            self.output_peaks.append(output_peak)
+            self.stream_peaks.append(stream_peak)
+            return x, _stand_in(x), remainder
         self.output_peaks.append(peak(output))
         y, remainder = self.arithmetic.scale(self.x, keep_remainder)
         self.x, self.y = self.arithmetic.add(self.y, output), y
         return *self._decoded(), remainder
+
+    def rebuild(self, index: int, remainder: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The stream before coupling ``index``, and x as its module saw it."""
+        assert self.y is not None
+        fused = kernels_for(self.arithmetic, self.y)
+        if fused is not None:
+            stream, x = fused.rebuild(self.arithmetic, self.y, remainder)
+        else:
+            stream = self.arithmetic.unscale(self.y, remainder)
+            x = self.arithmetic.decode(stream)
+        self.rebuilt_peaks[index] = peak(x)
+        return stream, x
 
     def _decoded(self) -> tuple[Tensor, Tensor]:
         """The stream x as modules see it, and a tensor of its shape that carries y's gradient."""
         assert self.x is not None
         x = self.arithmetic.decode(self.x)
         self.stream_peaks.append(peak(x))
-        return x, x.new_zeros(()).expand_as(x)
+        return x, _stand_in(x)
 
     def take_fingerprint(self, first: int) -> None:
         """Remembers the streams before coupling ``first``, to which rebuilding has to lead."""
@@ -182,7 +204,11 @@ class Pass:
     def retreat(self, index: int, stream: Tensor, output: Tensor) -> None:
         """Moves the streams back through coupling ``index``, given its input and output."""
         assert self.x is not None
-        self.x, self.y = stream, self.arithmetic.subtract(self.x, output)
+        fused = kernels_for(self.arithmetic, self.x, output)
+        subtract = (
+            self.arithmetic.subtract if fused is None else partial(fused.subtract, self.arithmetic)
+        )
+        self.x, self.y = stream, subtract(self.x, output)
         self.position = index - 1
         if index in self.fingerprints:
             before, now = self.fingerprints[index], self._fingerprint()
@@ -213,6 +239,11 @@ class Pass:
             "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, "
             "False) trains with activations stored."
         )
+
+
+def _stand_in(x: Tensor) -> Tensor:
+    """A tensor of the shape of ``x`` that takes no memory, to carry a gradient."""
+    return x.new_zeros(()).expand_as(x)
 
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -11,11 +11,15 @@ import shutil
 import subprocess
 import sys
 
-# What the loader looks for, and the Debian package that holds it. OpenCV's wheels need all three.
+# What the loader looks for, and the Debian package that holds it. OpenCV's wheels need the first
+# three, Open3D's the first and the last three.
 LIBRARIES = {
     "libGL.so.1": "libgl1",
     "libgthread-2.0.so.0": "libglib2.0-0",
     "libX11.so.6": "libx11-6",
+    "libEGL.so.1": "libegl1",
+    "libusb-1.0.so.0": "libusb-1.0-0",
+    "libgomp.so.1": "libgomp1",
 }
 
 
