@@ -27,13 +27,14 @@ CHANNELS = [8, 16, 32, 64]
 
 
 def small_model(name, **backbone):
-    """The model of a config as a config, with few channels, queries and layers.
+    """The detector of a config as a config, with few channels, queries and layers.
 
     Args:
         name: the config's, without ``.py``.
         backbone: further settings of the outermost backbone.
     """
     model = Config.fromfile(CONFIGS / f"{name}.py").model
+    model = model.get("detector", model)
     model.backbone.update(backbone)
     model.backbone.get("backbone", model.backbone).update(SWIN)
     model.neck.in_channels = CHANNELS[-len(model.neck.in_channels) :]

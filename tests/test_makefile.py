@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+TARGETS = ("test", "test-slow", "lint", "demo", "demo-detection", "demo-pointcloud", "benchmark")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -67,14 +68,14 @@ def test_complete_setup_is_kept_until_its_files_change(checkout):
     assert "installed" in make(checkout, python, "setup").stdout
 
 
-@pytest.mark.parametrize("target", ["test", "test-slow", "lint", "demo", "benchmark"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_target_sets_itself_up(checkout, target):
     assert ".venv/bin/python -m pip install" in make(checkout, "--dry-run", target).stdout
 
 
 def test_help_lists_the_targets(checkout):
     listed = make(checkout).stdout
-    for target in ("setup", "test", "test-slow", "lint", "demo", "benchmark", "clean"):
+    for target in ("setup", *TARGETS, "clean"):
         assert f"make {target} " in listed
 
 

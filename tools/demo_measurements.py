@@ -1,8 +1,12 @@
-"""What a training step of the demo's networks keeps in memory, takes, and gets wrong."""
+"""What a training step of the demos' networks keeps in memory, takes, and gets wrong."""
 
+import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -12,47 +16,63 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor, nn
 
 import dr2net
+from dr2net.diagnostics import bytes_kept, gradient_error
 
-STEPS = 15
+# What a table can show of ``measure``'s results, by the heading of the column.
+COLUMNS: dict[str, Callable[[dict], str]] = {
+    "kept, model (MB)": lambda found: f"{found['model_bytes'] / 1e6:.1f}",
+    "kept, backbone (MB)": lambda found: f"{found['backbone_bytes'] / 1e6:.1f}",
+    "kept, blocks (bytes per element)": lambda found: f"{found['bytes_per_element']:.1f}",
+    "seconds per step": lambda found: f"{statistics.median(found['seconds']):.3f}",
+    "gradient error": lambda found: f"{found.get('gradient_error', 0):.2g}",
+}
 
 
-def measure(configs: dict[str, Path], data: Path, pretrained: Path) -> dict[str, dict]:
+def describe(measured: list[dict], columns: Iterable[str]) -> dict[str, str]:
+    """Return the cells of a way, measured at one pair of coefficients or at both ends."""
+    return {column: " → ".join(dict.fromkeys(map(COLUMNS[column], measured))) for column in columns}
+
+
+def measure(configs: dict[str, Path], settings: dict[str, str], steps: int) -> dict[str, dict]:
     """Measure one training step of each network, from the pretrained weights, on the same batch.
 
     Args:
         configs: Config file of each network, by its name; a Dr²Net is measured at both ends of its
             schedule, as ``NAME (1, 0.1)`` and ``NAME (0, 1)``.
-        data: Folder of the part ``finetune`` of the motion clips.
-        pretrained: The weights that the trainings start from.
+        settings: What is changed of each config: where the data is, and ``load_from``, the weights
+            that the trainings start from.
+        steps: How many steps are timed.
 
     Returns:
-        For each name: ``model_bytes`` and ``chain_bytes`` kept from forward to backward by the
-        model's loss and by the blocks alone, ``bytes_per_element`` of the blocks' stream,
-        ``seconds`` of each step, and, where the network is reversible, ``gradient_error`` and the
-        ``float_gradient_error`` that it would have in float arithmetic.
+        For each name: ``model_bytes``, ``backbone_bytes`` and ``chain_bytes`` kept from forward to
+        backward by the model's loss, by the backbone and by the blocks alone, ``bytes_per_element``
+        of the blocks' streams, ``seconds`` of each step, and, where the network is reversible,
+        ``gradient_error`` and the ``float_gradient_error`` that it would have in float arithmetic.
     """
     networks, batch = {}, None
     for name, path in configs.items():
         config = Config.fromfile(path)
+        config.merge_from_dict(settings)
         init_default_scope(config.default_scope)
         if batch is None:
-            config.train_dataloader.dataset.data_root = str(data)
             batch = next(iter(Runner.build_dataloader(config.train_dataloader, seed=0)))
         for label, ends in _points(name, config).items():
             torch.manual_seed(0)
             model = MODELS.build(config.model).train()
-            load_checkpoint(model, str(pretrained), map_location="cpu", logger="silent")
-            dr2net.set_coefficients(model, *ends)
+            load_checkpoint(model, config.load_from, map_location="cpu", logger="silent")
+            if ends is not None:
+                dr2net.set_coefficients(model, *ends)
             networks[label] = model
     results = {name: _memory_and_error(model, batch) for name, model in networks.items()}
-    seconds = _time_steps(networks, batch)
+    seconds = _time_steps(networks, batch, steps)
     return {name: {**results[name], "seconds": seconds[name]} for name in networks}
 
 
-def _points(name: str, config: Config) -> dict[str, tuple[float, float]]:
+def _points(name: str, config: Config) -> dict[str, tuple[float, float] | None]:
+    """Return the coefficients to measure at by label; None for those of the config."""
     hook = config.default_hooks.get("coefficients")
     if hook is None:
-        return {name: (config.model.backbone.alpha, config.model.backbone.beta)}
+        return {name: None}
     ends = zip(hook.alpha, hook.beta, strict=True)
     return {f"{name} ({alpha:g}, {beta:g})": (alpha, beta) for alpha, beta in ends}
 
@@ -63,33 +83,57 @@ def _memory_and_error(model: nn.Module, batch: dict) -> dict:
     def loss() -> Tensor:
         return model.parse_losses(model(**prepared, mode="loss"))[0]
 
-    (chain,) = dr2net.chains(model)
-    _, tokens, width = model.backbone.pos_embed.shape
-    stream = torch.randn(len(batch["inputs"]), tokens, width, requires_grad=True)
-    chain_bytes = dr2net.diagnostics.bytes_kept(lambda: chain(stream))
+    chains = dr2net.chains(model)
+    backbone, *calls = _record_calls([model.backbone, *chains], loss)
+    chain_bytes = sum(map(bytes_kept, calls))
+    elements = sum(call.args[0].numel() for call in calls)
     found = {
-        "model_bytes": dr2net.diagnostics.bytes_kept(loss),
+        "model_bytes": bytes_kept(loss),
+        "backbone_bytes": bytes_kept(backbone),
         "chain_bytes": chain_bytes,
-        "bytes_per_element": chain_bytes / stream.numel(),
+        "bytes_per_element": chain_bytes / elements,
     }
     if dr2net.get_coefficients(model)[1]:
-        found["gradient_error"] = dr2net.diagnostics.gradient_error(model, loss)
-        used, chain.arithmetic = chain.arithmetic, "float"
+        found["gradient_error"] = gradient_error(model, loss)
+        used = [chain.arithmetic for chain in chains]
+        for chain in chains:
+            chain.arithmetic = "float"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that float arithmetic is not to be trusted here
-            found["float_gradient_error"] = dr2net.diagnostics.gradient_error(model, loss)
-        chain.arithmetic = used
+            found["float_gradient_error"] = gradient_error(model, loss)
+        for chain, arithmetic in zip(chains, used, strict=True):
+            chain.arithmetic = arithmetic
     return found
 
 
-def _time_steps(networks: dict[str, nn.Module], batch: dict) -> dict[str, list[float]]:
+def _record_calls(modules: list[nn.Module], function: Callable[[], Any]) -> list[partial]:
+    """Return the call of each module in ``function()``, which can be made again by itself."""
+    calls = {}
+
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        calls[module] = partial(module, *map(_as_leaf, args), **kwargs)
+
+    hooks = [module.register_forward_pre_hook(record, with_kwargs=True) for module in modules]
+    function()
+    for hook in hooks:
+        hook.remove()
+    return [calls[module] for module in modules]
+
+
+def _as_leaf(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().requires_grad_(value.requires_grad)
+
+
+def _time_steps(networks: dict[str, nn.Module], batch: dict, steps: int) -> dict[str, list[float]]:
     """Seconds of forward, backward and AdamW; networks take turns, so drifts fall on all alike."""
     optimizers = {
         name: OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-6))
         for name, model in networks.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for _ in range(STEPS + 1):
+    for _ in range(steps + 1):
         for name, model in networks.items():
             start = time.perf_counter()
             model.train_step(batch, optimizers[name])

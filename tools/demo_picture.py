@@ -1,5 +1,6 @@
-"""The demo's picture: loss, top-1 and coefficients of every way of finetuning, over the epochs."""
+"""The demos' picture: loss, a validated figure and coefficients of every way, over the epochs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -8,46 +9,74 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; lines differ in style as well.
 STYLES = [("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-.")]
 
 
-def draw(curves: dict[str, list[dict]], chance: float, path: Path) -> None:
+def draw(
+    path: Path, curves: dict[str, list[dict]], key: str, chance: float | None = None, **labels: str
+) -> None:
+    """Write a PNG file of three panels; the arguments are those of ``draw_curves``."""
+    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    draw_curves(panels, curves, key, chance, **labels)
+    save(figure, path)
+
+
+def draw_curves(
+    panels: Sequence[Axes],
+    curves: dict[str, list[dict]],
+    key: str,
+    chance: float | None = None,
+    *,
+    title: str,
+    label: str,
+    loss_label: str,
+) -> None:
     """Draw the curves of ``training_runs.read_curves``, one list of seeds for each way.
 
     Args:
+        panels: Take the loss, the figure and the coefficients.
         curves: By the way's name, in the order of the legend; three at most.
-        chance: Top-1 of guessing, from 0 to 1.
-        path: PNG file to write.
+        key: The figure's name in the curves; it is between 0 and 1 and drawn in per cent.
+        chance: The figure of guessing, from 0 to 1.
+        title: Title of the figure's panel.
+        label: Label of the figure's axis.
+        loss_label: Label of the loss's axis.
     """
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    loss, top1, coefficients = panels
+    loss, figure, coefficients = panels
     epochs = max(seeds[0]["epoch"][-1] for seeds in curves.values())
     for (name, seeds), (colour, line) in zip(curves.items(), STYLES, strict=False):
         style = {"color": colour, "linestyle": line, "label": name, "linewidth": 2}
         steps = np.array(seeds[0]["iter"]) * epochs / seeds[0]["iter"][-1]
         _draw_seeds(loss, steps, seeds, "loss", 1, style)
-        _draw_seeds(top1, np.array(seeds[0]["epoch"]), seeds, "top1", 100, style | {"marker": "o"})
+        _draw_seeds(figure, np.array(seeds[0]["epoch"]), seeds, key, 100, style | {"marker": "o"})
         if "alpha" in seeds[0]:
-            for key, symbol, dashes in (("alpha", "α", "-"), ("beta", "β", ":")):
-                label = f"{symbol} of {name}"
-                coefficients.plot(steps, seeds[0][key], dashes, color=colour, label=label, lw=2)
-    top1.axhline(100 * chance, color="0.5", linewidth=1)
-    top1.annotate(
-        "chance", (0, 100 * chance), color="0.4", xytext=(2, 3), textcoords="offset points"
-    )
-    for panel, title, label in (
-        (loss, "Training loss", "cross-entropy (nats)"),
-        (top1, "Accuracy on clips not trained on", "top-1 (%)"),
+            for coefficient, symbol, dashes in (("alpha", "α", "-"), ("beta", "β", ":")):
+                values = seeds[0][coefficient]
+                text = f"{symbol} of {name}"
+                coefficients.plot(steps, values, dashes, color=colour, label=text, lw=2)
+    if chance is not None:
+        figure.axhline(100 * chance, color="0.5", linewidth=1)
+        figure.annotate(
+            "chance", (0, 100 * chance), color="0.4", xytext=(2, 3), textcoords="offset points"
+        )
+    for panel, heading, axis in (
+        (loss, "Training loss", loss_label),
+        (figure, title, label),
         (coefficients, "Coefficients", "value"),
     ):
-        panel.set(title=title, xlabel="epoch", ylabel=label, xlim=(0, epochs))
+        panel.set(title=heading, xlabel="epoch", ylabel=axis, xlim=(0, epochs))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False)
     loss.set_ylim(bottom=0)
-    top1.set_ylim(0, 100)
+    figure.set_ylim(0, 100)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG file, whole or not at all, and close the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=120)

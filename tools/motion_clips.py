@@ -14,12 +14,15 @@ Straight on and right turns are the part ``pretrain``, turning back and left tur
 """
 
 import argparse
-import json
-import shutil
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
+
+from tools.generated_data import write_once
 
 SIDE = 40  # pixels
 FRAMES = 16
@@ -120,8 +123,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 def write_data_set(folder: Path, shrink: int = 1) -> None:
     """Write both parts into ``folder``, or do nothing where a complete set is there already.
 
-    The files are those of ``SEED``, the same on every call. A set that was cut short, or is of
-    other settings, is written anew; ``folder`` appears only when all of it is written.
+    The files are those of ``SEED``, the same on every call; ``write_once`` writes them.
 
     Args:
         folder: Takes ``pretrain`` and ``finetune``.
@@ -139,19 +141,13 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
             for part, splits in CLIPS_PER_CLASS.items()
         },
     }
-    written = folder / "settings.json"
-    if written.is_file() and json.loads(written.read_text()) == settings:
-        return
-    if folder.exists() and not written.is_file():
-        raise FileExistsError(f"{folder} holds something else: name a folder that is not there yet")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for part, splits in settings["clips_per_class"].items():
-        for split, count in splits.items():
-            _write_split(partial / part, part, split, count)
-    (partial / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+
+    def write(target: Path) -> None:
+        for part, splits in settings["clips_per_class"].items():
+            for split, count in splits.items():
+                _write_split(target / part, part, split, count)
+
+    write_once(folder, settings, write)
 
 
 def _write_split(folder: Path, part: str, split: str, count: int) -> None:

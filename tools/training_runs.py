@@ -1,19 +1,24 @@
 """Runs of tools/train.py in processes of their own: resumed when cut short, kept when finished."""
 
 import fcntl
+import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from tools.result_files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+# What a validation logs beside its figures.
+NOT_A_FIGURE = {"data_time", "time", "step"}
 
 
 class TrainingError(RuntimeError):
@@ -27,7 +32,7 @@ class Run:
     name: str
     config: Path
     seed: int
-    settings: dict[str, object]
+    settings: dict[str, str]
 
 
 @contextmanager
@@ -47,9 +52,32 @@ def locked(folder: Path) -> Iterator[int]:
         except BlockingIOError as error:
             raise BlockingIOError(
                 f"{folder} is in use by another run, or by trainings that one left behind when it "
-                "was killed: wait for it to end, or use another --work-dir"
+                "was killed: wait for it to end, or use another --work-dir and --data"
             ) from error
         yield file.fileno()
+
+
+def discard_outdated(runs: Path, packages: Iterable[str], shrink: int) -> None:
+    """Remove the folder ``runs`` if it is of other code, settings or versions than the present.
+
+    Args:
+        runs: Work folders of runs; what they are of is written beside it.
+        packages: Distributions whose versions matter.
+        shrink: By how much their data is smaller than it is.
+    """
+    digest = hashlib.sha256(f"{shrink} {versions_of(packages)}".encode())
+    for folder in ("dr2net", "tasks", "tools", "configs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    written, fingerprint = runs.with_name("fingerprint"), digest.hexdigest()
+    if not written.is_file() or written.read_text() != fingerprint:
+        shutil.rmtree(runs, ignore_errors=True)
+        written.write_text(fingerprint)
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of installed distributions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def finish(run: Run, folder: Path, threads: int, lock: int) -> dict[str, list]:
@@ -104,11 +132,12 @@ def read_curves(folder: Path) -> dict[str, list]:
     """Read what a run logged, over all its resumptions.
 
     Returns:
-        ``iteration``, ``loss`` and, where the run logged them, ``alpha`` and ``beta``, of equal
-        length; ``epoch`` and ``top1`` of the validations.
+        ``iter``, ``loss`` and, where the run logged them, ``alpha`` and ``beta``, of equal length;
+        ``epoch`` and each figure of the validations, by what its name is after the last "/":
+        ``top1`` for ``acc/top1``.
     """
     train: dict[int, dict] = {}
-    val: dict[int, float] = {}
+    val: dict[int, dict] = {}
     # Folders are named by the time: what a resumed run repeats replaces what was logged before.
     for path in sorted(folder.glob("*/vis_data/scalars.json")):
         for line in path.read_text().splitlines():
@@ -116,13 +145,17 @@ def read_curves(folder: Path) -> dict[str, list]:
                 values = json.loads(line)
                 if "loss" in values:
                     train[values["iter"]] = values
-                elif "acc/top1" in values:
-                    val[values["step"]] = values["acc/top1"]
+                else:
+                    val[values["step"]] = values
     logged = [train[iteration] for iteration in sorted(train)]
     curves = {name: [values[name] for values in logged] for name in ("iter", "loss")}
     if logged and "alpha" in logged[0]:
         curves |= {name: [values[name] for values in logged] for name in ("alpha", "beta")}
-    return curves | {"epoch": sorted(val), "top1": [val[epoch] for epoch in sorted(val)]}
+    curves["epoch"] = sorted(val)
+    figures = [name for name in next(iter(val.values()), {}) if name not in NOT_A_FIGURE]
+    for name in figures:
+        curves[name.rpartition("/")[2]] = [val[epoch][name] for epoch in curves["epoch"]]
+    return curves
 
 
 def last_checkpoint(folder: Path) -> Path:

@@ -18,7 +18,7 @@ default_hooks = dict(
         type="CheckpointHook",
         interval=1,
         max_keep_ckpts=3,
-        save_best="coco/bbox_mAP",
+        save_best="detection/AP",
         rule="greater",
         backend_args=dict(backend="atomic_local"),
     ),

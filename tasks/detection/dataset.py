@@ -9,6 +9,8 @@ from mmdet.registry import DATASETS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
+from dr2net.openmmlab.random_state import sample_random_state
+
 from .annotations import (
     BadInputError,
     Finding,
@@ -147,6 +149,11 @@ class SmallObjectDataset(CocoDataset):
         if not kept:
             raise BadInputError(f"no image of {self.ann_file} is left to be used", self.findings)
         return kept
+
+    def __getitem__(self, index: int) -> dict:
+        """One image after the pipeline, whose random numbers are those of the sampler's seed."""
+        with sample_random_state(index):
+            return super().__getitem__(int(index))
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Return the labels of the objects in an image, for samplers that balance classes."""

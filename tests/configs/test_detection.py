@@ -6,25 +6,42 @@ pytest.importorskip("mmdet")
 import tasks.detection  # noqa: F401  # isort: skip
 
 import mmdet
-from mmdet.registry import MODELS
+import torch
+from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 
 import dr2net
 from dr2net.openmmlab import CoefficientScheduleHook
+from tasks.detection.class_names import METAINFO
+from tasks.detection.protocols import PROTOCOLS
+from tasks.detection.tiles import OVERLAP, SCALE_FACTOR, TILE_SIZE
 from tests.detectors import CONFIGS, build, small_model
 
-PATHS = sorted(CONFIGS.glob("*_coco.py"))
+PATHS = sorted(CONFIGS.glob("*.py"))
 DINO = [f"dino{scales}scale_swin{size}" for scales in (4, 5) for size in "tsbl"]
 NETWORKS = [*DINO, "retinanet_swint"]
 MMDETECTION = Path(mmdet.__file__).parent / ".mim/configs"
+# By the last word of a config's name: what METAINFO calls the set.
+SETS = {"coco": "coco", "sodad": "soda-d", "visdrone": "visdrone", "aitod": "ai-tod"}
+SMALL_OBJECTS = [
+    f"{network}_{name}"
+    for network in ("dino4scale_swint", "retinanet_swint")
+    for name in ("sodad", "visdrone", "aitod")
+]
 # Of https://github.com/microsoft/Swin-Transformer, without its head of 1,000 classes.
 MILLIONS = {"t": 27.5, "s": 48.8, "b": 86.8, "l": 195.1}
 
 
 def read(kind, network):
-    return Config.fromfile(CONFIGS / f"{kind}_{network}_coco.py")
+    name = network if network in SMALL_OBJECTS else f"{network}_coco"
+    return Config.fromfile(CONFIGS / f"{kind}_{name}.py")
+
+
+def detector_of(config):
+    return config["model"].get("detector", config["model"])
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -36,7 +53,8 @@ def path(request):
 def test_every_network_is_there_in_four_kinds():
     kinds = ("conventional", "checkpointed", "previous_reversible", "dr2net")
     expected = {f"{kind}_{network}_coco" for kind in kinds for network in NETWORKS}
-    assert expected <= {path.stem for path in PATHS}
+    small = {f"{kind}_{name}" for kind in ("conventional", "dr2net") for name in SMALL_OBJECTS}
+    assert expected | small == {path.stem for path in PATHS}
 
 
 def test_opens_with_the_commands_that_run_it(path):
@@ -53,8 +71,43 @@ def test_pipelines_build(path):
         Compose(loader.dataset.pipeline)
 
 
-def test_head_has_the_classes_of_coco(path):
-    assert Config.fromfile(path).model.bbox_head.num_classes == 80
+def test_head_data_and_metric_are_those_of_the_set(path):
+    config = Config.fromfile(path)
+    name = SETS[path.stem.split("_")[-1]]
+    assert detector_of(config).bbox_head.num_classes == len(METAINFO[name]["classes"])
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        dataset = loader.dataset.get("dataset", loader.dataset)
+        assert dataset.type == "SmallObjectDataset"
+        assert dataset.get("metainfo", "coco") == name
+    for loader, evaluator in (
+        (config.val_dataloader, config.val_evaluator),
+        (config.test_dataloader, config.test_evaluator),
+    ):
+        assert evaluator.protocol == name
+        assert evaluator.ann_file == f"{config.data_root}/{loader.dataset.ann_file}"
+    figure = config.default_hooks.checkpoint.save_best.removeprefix("detection/")
+    assert figure in PROTOCOLS[name].report
+
+
+@pytest.mark.parametrize("network", SMALL_OBJECTS)
+def test_as_many_detections_come_out_as_the_metric_takes(network):
+    config = read("conventional", network)
+    protocol = PROTOCOLS[config.val_evaluator.protocol]
+    if config.model.type == "TiledDetector":
+        classes = config.model.detector.bbox_head.num_classes
+        assert config.model.max_detections == classes * max(protocol.limits)
+    else:
+        assert config.model.test_cfg.max_per_img == max(protocol.limits)
+
+
+@pytest.mark.parametrize("network", ["dino4scale_swint_sodad", "retinanet_swint_sodad"])
+def test_soda_d_is_cut_alike_for_training_and_testing(network):
+    config = read("conventional", network)
+    training, testing = config.train_dataloader.dataset, config.model
+    assert (training.tile_size, training.overlap) == (TILE_SIZE, OVERLAP)
+    assert (testing.tile_size, testing.overlap) == (TILE_SIZE, OVERLAP)
+    (resize,) = [step for step in training.pipeline if step.type == "Resize"]
+    assert resize.scale_factor == testing.scale_factor == SCALE_FACTOR
 
 
 def test_small_version_builds(path):
@@ -64,12 +117,25 @@ def test_small_version_builds(path):
     assert len(dr2net.chains(backbone)) == (4 if converted else 0)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ["sodad", "visdrone"])
+def test_anchors_in_ignored_regions_are_no_background(name):
+    config = read("conventional", f"retinanet_swint_{name}")
+    assigner = TASK_UTILS.build(detector_of(config).train_cfg.assigner)
+    priors = torch.tensor([[2.0, 2, 18, 18], [50, 50, 66, 66], [80, 80, 96, 96]])
+    assigned = assigner.assign(
+        InstanceData(priors=priors),
+        InstanceData(bboxes=priors[2:], labels=torch.tensor([0])),
+        InstanceData(bboxes=torch.tensor([[0.0, 0, 20, 20]]), labels=torch.tensor([-1])),
+    )
+    assert assigned.gt_inds.tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize("network", [*NETWORKS, *SMALL_OBJECTS])
 def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone(network):
     found = read("dr2net", network).to_dict()
-    wrapper = found["model"]["backbone"]
+    wrapper = detector_of(found)["backbone"]
     assert (wrapper["alpha"], wrapper["beta"], wrapper["arithmetic"]) == (1.0, 0.1, "exact")
-    found["model"]["backbone"] = wrapper["backbone"]
+    detector_of(found)["backbone"] = wrapper["backbone"]
     schedule = found["default_hooks"].pop("coefficients")
     assert schedule.pop("type") == "CoefficientScheduleHook"
     assert CoefficientScheduleHook(**schedule).schedule.at(0) == (1.0, 0.1)
@@ -144,7 +210,10 @@ def test_hyper_parameters_are_those_that_mmdetection_publishes(name, published):
         assert found[key] == expected[key], key
     assert found["auto_scale_lr"]["base_batch_size"] == 16
     for loader in ("train_dataloader", "val_dataloader"):
-        pipelines = [config[loader]["dataset"]["pipeline"] for config in (found, expected)]
+        datasets = [config[loader]["dataset"] for config in (found, expected)]
+        pipelines = [dataset["pipeline"] for dataset in datasets]
+        filters = [dataset.get("filter_cfg", {}) for dataset in datasets]
+        assert filters[0].get("filter_empty_gt") == filters[1].get("filter_empty_gt")
         assert pipelines[0] == without_backend(pipelines[1])
         assert found[loader]["batch_size"] == expected[loader]["batch_size"]
 

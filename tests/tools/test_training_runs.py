@@ -31,7 +31,8 @@ def test_curves_join_resumptions_and_pass_over_a_line_cut_short(tmp_path):
         return json.dumps({"iter": iteration, "loss": loss, "alpha": 1.0, "beta": 0.1})
 
     def val(epoch, top1):
-        return json.dumps({"step": epoch, "acc/top1": top1})
+        figures = {"acc/top1": top1, "mIoU": top1 / 2}
+        return json.dumps(figures | {"step": epoch, "time": 0.1, "data_time": 0.01})
 
     first = [train(5, 2.0), train(10, 1.5), val(1, 0.25), train(15, 9.0), '{"iter": 20, "lo']
     write_scalars(tmp_path, "20260101_000000", first)
@@ -43,6 +44,7 @@ def test_curves_join_resumptions_and_pass_over_a_line_cut_short(tmp_path):
         "beta": [0.1] * 4,
         "epoch": [1, 2],
         "top1": [0.25, 0.75],
+        "mIoU": [0.125, 0.375],
     }
 
 
@@ -64,6 +66,15 @@ def test_second_process_is_kept_out_even_by_a_child_of_a_killed_one(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_runs_of_other_code_data_or_versions_are_discarded(tmp_path):
+    runs = tmp_path / "runs"
+    for packages, shrink, kept in ((["torch"], 1, True), (["torch"], 2, False), ([], 2, False)):
+        training_runs.discard_outdated(runs, ["torch"], 1)
+        runs.mkdir(exist_ok=True)
+        training_runs.discard_outdated(runs, packages, shrink)
+        assert runs.exists() == kept
 
 
 def test_failed_training_shows_the_end_of_its_log(tmp_path):

@@ -32,11 +32,15 @@ train_dataloader = dict(
     # Wide images with wide ones, tall with tall: less padding.
     batch_sampler=dict(type="AspectRatioBatchSampler"),
     dataset=dict(
-        type="CocoDataset",
+        type="SmallObjectDataset",
         data_root=data_root,
         ann_file="annotations/instances_train2017.json",
         data_prefix=dict(img="train2017/"),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
+        # The published file has two boxes without height, which are left out and logged.
+        bad_input="skip",
+        # Nothing wrong with the published images; opening 118 thousand takes minutes.
+        check_images=False,
         pipeline=train_pipeline,
     ),
 )
@@ -46,10 +50,11 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="CocoDataset",
+        type="SmallObjectDataset",
         data_root=data_root,
         ann_file="annotations/instances_val2017.json",
         data_prefix=dict(img="val2017/"),
+        check_images=False,
         pipeline=test_pipeline,
         test_mode=True,
     ),
@@ -57,6 +62,8 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type="CocoMetric", ann_file=f"{data_root}/annotations/instances_val2017.json", metric="bbox"
+    type="SmallObjectMetric",
+    ann_file=f"{data_root}/annotations/instances_val2017.json",
+    protocol="coco",
 )
 test_evaluator = val_evaluator

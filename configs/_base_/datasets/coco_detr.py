@@ -39,5 +39,5 @@ train_pipeline = [
     dict(type="PackDetInputs"),
 ]
 train_dataloader = dict(
-    dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline)
+    dataset=dict(filter_cfg=dict(filter_empty_gt=False), allow_empty=True, pipeline=train_pipeline)
 )

@@ -28,4 +28,4 @@ train_cfg = dict(max_epochs=3, val_interval=1)
 optim_wrapper = dict(optimizer=dict(lr=4e-3), paramwise_cfg=dict(decay_rate=0.75))
 
 # What "make demo" keeps of the pretrained network: everything but the head.
-load_from = "work_dirs/demo/runs/pretrained.pth"
+load_from = "work_dirs/demo_video/runs/pretrained.pth"

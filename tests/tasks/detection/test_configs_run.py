@@ -63,5 +63,5 @@ def test_a_config_trains_validates_and_saves(name, tmp_path):
     assert len(dr2net.chains(runner.model)) == 4
     after = dict(runner.model.backbone.named_parameters())
     assert any(not before[key].equal(value) for key, value in after.items())
-    assert "val/coco/bbox_mAP" in runner.message_hub.log_scalars
+    assert "val/detection/AP" in runner.message_hub.log_scalars
     assert (tmp_path / "epoch_2.pth").is_file()

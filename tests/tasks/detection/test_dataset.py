@@ -11,6 +11,7 @@ import tasks.detection  # isort: skip  # noqa: F401 - mends mmcv before mmdet is
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 
+from dr2net.openmmlab.random_state import SeededIndex
 from tasks.detection.annotations import KINDS, SPELLED_OUT, BadInputError
 from tasks.detection.class_names import METAINFO
 from tasks.detection.dataset import SmallObjectDataset
@@ -91,6 +92,23 @@ def test_items_have_the_keys_of_mmdets_dataset(tmp_path, coco):
     theirs = CocoDataset(ann_file=path, metainfo=META, data_prefix={"img": ""}, pipeline=[])
     assert ours.keys() == theirs.get_data_info(0).keys()
     assert ours["instances"][0].keys() == theirs.get_data_info(0)["instances"][0].keys()
+
+
+def test_augmentation_follows_the_sampler_s_seed(tmp_path, coco):
+    flip = {"type": "RandomFlip", "prob": 0.5}
+    pipeline = [
+        {"type": "LoadImageFromFile"}, {"type": "LoadAnnotations", "with_bbox": True}, flip
+    ]  # fmt: skip
+    dataset = build(tmp_path, coco, pipeline=pipeline)
+
+    def flips(seed):
+        return [dataset[SeededIndex(0, (seed, epoch))]["flip"] for epoch in range(16)]
+
+    first = flips(1)
+    np.random.rand(5)  # noqa: NPY002 - what was drawn before makes no difference
+    assert flips(1) == first
+    assert flips(2) != first
+    assert 0 < sum(first) < 16
 
 
 def add(what, **keys):

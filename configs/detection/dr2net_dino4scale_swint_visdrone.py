@@ -1,0 +1,38 @@
+"""DINO with four feature levels over Swin-T finetuned on VisDrone-DET as a reversible Dr²Net.
+
+    python tools/train.py configs/detection/dr2net_dino4scale_swint_visdrone.py
+    tools/dist_train.sh configs/detection/dr2net_dino4scale_swint_visdrone.py 8
+    python tools/test.py configs/detection/dr2net_dino4scale_swint_visdrone.py CHECKPOINT
+
+Recipe: that of conventional_dino4scale_swint_visdrone.py, with the coefficients of Dr²Net
+(arXiv 2401.04105) moving from the pretrained network to a reversible one over four of 12 epochs.
+"""
+
+_base_ = "./conventional_dino4scale_swint_visdrone.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="Dr2NetBackbone",
+        backbone={{_base_.model.backbone}},
+        # Where the schedule below starts; (1, 0) is the pretrained network itself.
+        alpha=1.0,
+        beta=0.1,
+        # "exact": activations are rebuilt bit for bit, a few bits an element are kept.
+        # "float": nothing is kept, but gradients are trustworthy at the end of the schedule only.
+        arithmetic="exact",
+    )
+)
+
+# By iteration, because twelve epochs are too few steps; four epochs of 16 images an iteration.
+default_hooks = dict(
+    coefficients=dict(
+        type="CoefficientScheduleHook",
+        alpha=(1.0, 0.0),
+        beta=(0.1, 1.0),
+        begin=0,
+        end=4 * 404,
+        by_epoch=False,
+        order="alternate",
+    )
+)

@@ -1,0 +1,346 @@
+"""Rooms in the files that are in use, found, read and checked; ``room_writing`` writes ours.
+
+| layout | found as |
+|---|---|
+| ours, and Pointcept's | ``Area_k/<room>/``: coord.npy, color.npy, segment.npy, instance.npy |
+| mmdetection3d's | ``points/Area_k_<room>.bin``, and in ``semantic_mask/``, ``instance_mask/`` |
+| one file a room | ``Area_k/<room>.ply``, .pcd, .las; or ``Area_k_<room>.ply``, .pcd, .las |
+
+Our folders have a fifth file, ``room.json``, whose ``classes`` are the names of the labels in their
+order, and our .ply files say the same in a comment of their header. Other files do not tell in
+which of the two common orders their labels are (``class_names``), and have to be told.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from .class_names import CLASS_ORDERS, CLASSES, named_order
+from .structures import IGNORE
+
+STATEMENT = "room.json"
+_SINGLE_FILES = (".ply", ".pcd", ".las")
+# What labels are called in .ply, .pcd and .las files: here, by KPConv, and by others.
+_LABEL_NAMES = ("segment", "class", "label", "classification")
+_LAYOUTS = (
+    "Area_k/ROOM/coord.npy, points/Area_k_ROOM.bin, or Area_k/ROOM.ply, .pcd or .las; "
+    "tools/prepare_pointcloud.py writes the first from Stanford3dDataset_v1.2_Aligned_Version"
+)
+
+
+class BadRoomError(ValueError):
+    """A room's file is not what it should be; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class RoomFile:
+    """Where a room is: its area, its name within the area, and its folder or file."""
+
+    area: int
+    name: str
+    path: Path
+
+    @property
+    def full_name(self) -> str:
+        """As ``Area_1/office_2``."""
+        return f"Area_{self.area}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Room:
+    """The N points of a room.
+
+    ``coord`` is float32 (N, 3) in metres, counted from a whole metre near the room where the file
+    has more than 1 km, which float32 would round. ``color`` is uint8 (N, 3), RGB. ``segment`` is
+    int64 (N,), the classes' numbers or ``IGNORE``, and ``instance`` int64 (N,), the objects'
+    numbers; both are None where the files have none.
+    """
+
+    coord: np.ndarray
+    color: np.ndarray
+    segment: np.ndarray | None
+    instance: np.ndarray | None
+
+
+def find_rooms(root: str | Path, areas: Sequence[int]) -> list[RoomFile]:
+    """Find the rooms of the areas below ``root``, whatever their layout, in the order of names.
+
+    Raises:
+        FileNotFoundError: ``root`` is not there, or has no room of one of the areas.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist. Expected are rooms as {_LAYOUTS}.")
+    found = [
+        *(path.parent for path in root.glob("Area_*/*/coord.npy")),
+        *root.glob("points/Area_*.bin"),
+        *(path for end in _SINGLE_FILES for path in root.glob(f"Area_*{end}")),
+        *(path for end in _SINGLE_FILES for path in root.glob(f"Area_*/*{end}")),
+    ]
+    rooms = []
+    for path in found:
+        relative = path.relative_to(root)
+        name = relative.as_posix() if path.is_dir() else relative.with_suffix("").as_posix()
+        match = re.fullmatch(r"(?:points/)?Area_(\d+)[/_](.+)", name)
+        # A room being converted, or left by a conversion that was killed.
+        if match and not path.name.endswith(".partial"):
+            rooms.append(RoomFile(int(match[1]), match[2], path))
+    present = sorted({room.area for room in rooms})
+    missing = [area for area in areas if area not in present]
+    if missing:
+        raise FileNotFoundError(
+            f"{root} has no room of {_areas(missing)}, it has {_areas(present) or 'no area'}. "
+            f"Expected are rooms as {_LAYOUTS}. If the areas are meant to be missing, name others "
+            "in the config: areas=[...]"
+        )
+    rooms = sorted((r for r in rooms if r.area in areas), key=lambda r: (r.area, r.name))
+    for one, other in pairwise(rooms):
+        if one.full_name == other.full_name:
+            raise BadRoomError(
+                f"{one.full_name} is there twice, as {one.path} and {other.path}: remove one"
+            )
+    return rooms
+
+
+def _areas(areas: Sequence[int]) -> str:
+    return ", ".join(f"Area_{area}" for area in areas)
+
+
+def read_room(
+    path: str | Path,
+    classes: Sequence[str] = CLASSES,
+    class_order: str | None = None,
+    white: float | None = None,
+    labels: bool = True,
+) -> Room:
+    """Read a room and check it.
+
+    Args:
+        path: The folder or file, as ``find_rooms`` gives it.
+        classes: The classes in the order that labels are wanted in.
+        class_order: Whose order the labels in the file have, one of ``CLASS_ORDERS``, where that is
+            not stated in the file or differs from ``classes``; labels are renumbered to that of
+            ``classes``.
+        white: The number that stands for full brightness in the file. By default what the format
+            has: 255, or 65,535 in .las files, or 1 for floating-point colours in .ply and .pcd
+            files.
+        labels: False leaves ``segment`` and ``instance`` out, and with them what is said of
+            orders.
+
+    Raises:
+        FileNotFoundError: A file of the room is not there.
+        BadRoomError: A coordinate is not finite, colours are not in their range, a label is not
+            that of a class, labels are in another order than asked for or in one that nobody
+            stated, or parts of the room are of different lengths.
+    """
+    path = Path(path)
+    if path.is_dir():
+        coord, color, segment, instance, stated = _read_folder(path)
+    elif path.suffix == ".bin":
+        coord, color, segment, instance, stated = _read_bin(path)
+    elif path.suffix in (".ply", ".pcd"):
+        coord, color, segment, instance, stated = _read_open3d(path)
+    elif path.suffix == ".las":
+        coord, color, segment, instance, stated = _read_las(path)
+        white = 65535 if white is None else white
+    else:
+        raise BadRoomError(f"{path} is not a room: expected {_LAYOUTS}")
+    for part, values in (("colours", color), ("labels", segment), ("instances", instance)):
+        if values is not None and len(values) != len(coord):
+            raise BadRoomError(
+                f"{path}: {len(coord)} points and {len(values)} {part}; its files do not belong "
+                "together: convert or download the room again"
+            )
+    if not len(coord):
+        raise BadRoomError(f"{path} holds no points: convert or download the room again")
+    _check_coord(path, coord)
+    if white is None:
+        white = 1 if path.suffix in (".ply", ".pcd") and color.dtype.kind == "f" else 255
+    if not labels:
+        segment = instance = None
+    if segment is not None:
+        segment = _number(path, segment, stated, classes, class_order)
+    if coord.dtype == np.float64 and np.abs(coord).max() > 1000:
+        coord = coord - np.floor(coord.min(axis=0))
+    return Room(
+        np.ascontiguousarray(coord, np.float32),
+        _as_bytes(path, color, white),
+        segment,
+        None if instance is None else instance.reshape(-1).astype(np.int64),
+    )
+
+
+def _read_folder(path: Path) -> tuple:
+    arrays = {}
+    for name in ("coord", "color", "segment", "instance"):
+        file = path / f"{name}.npy"
+        if file.is_file():
+            try:
+                arrays[name] = np.load(file)
+            except (ValueError, EOFError, OSError) as error:
+                raise BadRoomError(
+                    f"{file} is not a whole .npy file ({error}): convert or download it again"
+                ) from error
+    for name in ("coord", "color"):
+        if name not in arrays:
+            raise FileNotFoundError(f"{path / name}.npy does not exist; a room needs it")
+    segment, instance = (
+        arrays[name].reshape(-1) if name in arrays else None for name in ("segment", "instance")
+    )
+    statement = path / STATEMENT
+    stated = json.loads(statement.read_text())["classes"] if statement.is_file() else None
+    return arrays["coord"], arrays["color"], segment, instance, stated
+
+
+def _read_bin(path: Path) -> tuple:
+    """mmdetection3d's: float32 x y z r g b, and int64 labels in files of the same name."""
+    values = np.fromfile(path, np.float32)
+    if values.size % 6:
+        raise BadRoomError(
+            f"{path} holds {values.size} float32 numbers, which is no multiple of 6 (x y z r g b "
+            "of every point): it was cut short, or is of another layout"
+        )
+    points, labels = values.reshape(-1, 6), []
+    for folder in ("semantic_mask", "instance_mask"):
+        file = path.parent.parent / folder / path.name
+        labels.append(np.fromfile(file, np.int64) if file.is_file() else None)
+    return points[:, :3], points[:, 3:], *labels, None
+
+
+def _read_open3d(path: Path) -> tuple:
+    import open3d
+
+    cloud = open3d.t.io.read_point_cloud(str(path))
+    if "positions" not in cloud.point:
+        raise BadRoomError(f"{path} cannot be read by Open3D: is it a whole {path.suffix} file?")
+    parts = {name: cloud.point[name].numpy() for name in cloud.point}
+    if "colors" not in parts:
+        raise BadRoomError(f"{path} has no colours (red, green, blue): networks here use them")
+    segment = _one_of(path, parts)
+    instance = parts.get("instance")
+    stated = _stated_in_ply(path) if path.suffix == ".ply" else None
+    flat = [None if values is None else values.reshape(-1) for values in (segment, instance)]
+    return parts["positions"], parts["colors"], *flat, stated
+
+
+def _stated_in_ply(path: Path) -> list[str] | None:
+    with path.open("rb") as file:
+        for line in file:
+            words = line.decode("ascii", "replace").split()
+            if words[:2] == ["comment", "classes"]:
+                return words[2:]
+            if words[:1] == ["end_header"]:
+                break
+    return None
+
+
+def _read_las(path: Path) -> tuple:
+    import laspy
+
+    las = laspy.read(path)
+    names = set(las.point_format.dimension_names)
+    if not {"red", "green", "blue"} <= names:
+        raise BadRoomError(f"{path} has no colours (red, green, blue): networks here use them")
+    extra = {name: np.asarray(las[name]) for name in _LABEL_NAMES if name in names}
+    # Every .las file has room for it; 0 is "never classified".
+    if "classification" in extra and (len(extra) > 1 or not extra["classification"].any()):
+        del extra["classification"]
+    instance = np.asarray(las["instance"]) if "instance" in names else None
+    color = np.stack([las.red, las.green, las.blue], axis=1)
+    return np.asarray(las.xyz), color, _one_of(path, extra), instance, None
+
+
+def _one_of(path: Path, parts: dict[str, np.ndarray]) -> np.ndarray | None:
+    found = [name for name in _LABEL_NAMES if name in parts]
+    if len(found) > 1:
+        raise BadRoomError(
+            f"{path} has several properties that may be its labels, {' and '.join(found)}: remove "
+            "those that are not"
+        )
+    return parts[found[0]] if found else None
+
+
+def _check_coord(path: Path, coord: np.ndarray) -> None:
+    if coord.ndim != 2 or coord.shape[1] != 3:
+        raise BadRoomError(f"{path}: coordinates of shape {coord.shape}, expected (points, 3)")
+    bad = np.flatnonzero(~np.isfinite(coord).all(axis=1))
+    if len(bad):
+        raise BadRoomError(
+            f"{path}: {len(bad)} of {len(coord)} points have a coordinate that is NaN or infinite, "
+            f"the first is point {bad[0]}, {coord[bad[0]].tolist()}: remove them from all files "
+            "of the room"
+        )
+
+
+def _as_bytes(path: Path, color: np.ndarray, white: float) -> np.ndarray:
+    if color.ndim != 2 or color.shape[1] != 3:
+        raise BadRoomError(f"{path}: colours of shape {color.shape}, expected (points, 3)")
+    low, high = float(color.min()), float(color.max())
+    if not (low >= 0 and high <= white):  # NaN included
+        raise BadRoomError(
+            f"{path}: colours from {low:g} to {high:g}, expected 0 to {white:g}. If full "
+            "brightness is another number in these files, say white=255 (or 1, or 65535) in the "
+            "config"
+        )
+    # The brightest point of a real room is far from black.
+    if 0 < high <= white / 255 or (white == 65535 and 0 < high <= 255):
+        least = 1 if high <= 1 else 255
+        raise BadRoomError(
+            f"{path}: colours from {low:g} to {high:g}, where 0 to {white:g} was expected: they "
+            f"seem to be in 0 to {least}. If so, say white={least} in the config"
+        )
+    if color.dtype == np.uint8 and white == 255:
+        return color
+    return np.rint(np.asarray(color, np.float64) * (255 / white)).astype(np.uint8)
+
+
+def _number(
+    path: Path,
+    labels: np.ndarray,
+    stated: Sequence[str] | None,
+    classes: Sequence[str],
+    class_order: str | None,
+) -> np.ndarray:
+    """Return labels, int64, in the order of ``classes``."""
+    if class_order is not None and class_order not in CLASS_ORDERS:
+        raise ValueError(f"class_order is one of {', '.join(CLASS_ORDERS)}, got {class_order!r}")
+    named = None if class_order is None else CLASS_ORDERS[class_order]
+    if stated is None and named is None:
+        raise BadRoomError(
+            f"{path} does not say which class its labels mean, and two orders are in use. Say "
+            f"whose the file is, by class_order in the config: one of {', '.join(CLASS_ORDERS)}"
+        )
+    if stated is not None and named is not None and tuple(stated) != named:
+        raise BadRoomError(
+            f"{path} says that its labels are in {named_order(stated)}, the config says "
+            f"class_order={class_order!r}: leave class_order out, or correct it"
+        )
+    order = tuple(named or stated)
+    if (named is None and order != tuple(classes)) or set(order) != set(classes):
+        owners = [name for name, known in CLASS_ORDERS.items() if known == order]
+        remedy = (
+            f"say class_order={owners[0]!r} in the config, and labels are renumbered"
+            if owners and set(order) == set(classes)
+            else "write the file anew in that order"
+        )
+        raise BadRoomError(
+            f"{path} has its labels in {named_order(order)}, wanted is {named_order(classes)}: "
+            f"{remedy}"
+        )
+    whole = labels.astype(np.int64)
+    ignored = (whole == IGNORE) | (whole == -1)  # Pointcept's is -1
+    bad = ~ignored & ((whole < 0) | (whole >= len(order)) | (whole != labels))
+    if bad.any():
+        values = ", ".join(f"{value:g}" for value in np.unique(labels[bad])[:5].tolist())
+        raise BadRoomError(
+            f"{path}: {int(bad.sum())} of {len(labels)} labels are out of range: {values}. "
+            f"Expected are 0 to {len(order) - 1}, or {IGNORE} or -1 for points to be ignored"
+        )
+    table = np.full(IGNORE + 1, IGNORE)
+    table[: len(order)] = [list(classes).index(name) for name in order]
+    return table[np.where(ignored, IGNORE, whole)]

@@ -1,0 +1,79 @@
+"""Writes rooms as folders of .npy files and as .ply files, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .class_names import CLASSES
+from .room_files import STATEMENT, Room
+
+
+def write_room(folder: Path, room: Room, classes: Sequence[str] = CLASSES, **said: object) -> None:
+    """Write a room as a folder, in Pointcept's layout with a statement of what labels mean.
+
+    ``coord.npy`` is float32 (N, 3), ``color.npy`` uint8 (N, 3), ``segment.npy`` and
+    ``instance.npy`` int16 (N,); ``room.json`` has ``classes`` and whatever else is ``said``. The
+    folder appears when all of it is written; one that is there already is left as it is.
+
+    Raises:
+        ValueError: There are more objects than int16 can count.
+    """
+    if room.instance is not None and room.instance.max() > np.iinfo(np.int16).max:
+        raise ValueError(f"{folder}: {room.instance.max()} objects, instance.npy holds 32,767")
+    # Of its own for each process, so that one which outlives a killed parent disturbs nobody.
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    np.save(partial / "coord.npy", room.coord)
+    np.save(partial / "color.npy", room.color)
+    for name in ("segment", "instance"):
+        values = getattr(room, name)
+        if values is not None:
+            np.save(partial / f"{name}.npy", values.astype(np.int16))
+    statement = {"classes": list(classes), **said}
+    (partial / STATEMENT).write_text(json.dumps(statement, indent=1, ensure_ascii=False) + "\n")
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial)
+
+
+def write_ply(
+    file: Path,
+    coord: np.ndarray,
+    color: np.ndarray,
+    segment: np.ndarray,
+    classes: Sequence[str] = CLASSES,
+) -> None:
+    """Write a binary .ply file by Open3D: x, y, z, red, green, blue and ``segment`` (uint8).
+
+    A comment of its header, ``comment classes ceiling floor …``, says what ``segment`` means.
+
+    Args:
+        file: A path that ends in .ply.
+        coord: Float (N, 3), metres.
+        color: Uint8 (N, 3), what the points are shown in.
+        segment: (N,) the numbers of classes, 255 for none.
+        classes: Their names in the order of their numbers.
+    """
+    import open3d
+
+    cloud = open3d.t.geometry.PointCloud(np.ascontiguousarray(coord, np.float32))
+    cloud.point.colors = np.ascontiguousarray(color, np.uint8)
+    cloud.point.segment = np.ascontiguousarray(segment, np.uint8).reshape(-1, 1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.stem}.partial.ply")
+    if not open3d.t.io.write_point_cloud(str(partial), cloud):
+        raise OSError(
+            f"Open3D cannot write {partial}: is the folder writable and the disk not full?"
+        )
+    magic, encoding, rest = partial.read_bytes().split(b"\n", 2)
+    comment = f"comment classes {' '.join(classes)}".encode()
+    partial.write_bytes(b"\n".join([magic, encoding, comment, rest]))
+    partial.replace(file)
