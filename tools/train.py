@@ -83,7 +83,7 @@ def choose_checkpoint(config: Config, resume: str | None) -> None:
     path = config.get("load_from")
     if path and "://" not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(
-            f"the checkpoint to start from, {path}, does not exist. docs/video.md says where the "
+            f"the checkpoint to start from, {path}, does not exist. docs/ says for each task where "
             "pretrained files come from; give another with --cfg-options load_from=PATH, or train "
             "from scratch with --cfg-options load_from=None"
         )

@@ -4,8 +4,9 @@
     tools/dist_train.sh configs/pointcloud/conventional_pix4point_s3dis.py 2
     python tools/test.py configs/pointcloud/conventional_pix4point_s3dis.py CHECKPOINT
 
-Recipe: openpoints' of Pix4Point (arXiv 2208.12259) on crops of 24,000 points, 2 processes of 8
-crops; Areas 1, 2, 3, 4 and 6 for training, Area 5 at full resolution for testing.
+Recipe: openpoints' for Pix4Point (arXiv 2208.12259), put together from the two files that
+_base_/schedules/pix4point_100e.py names, on crops of 24,000 points, 2 processes of 8 crops; Areas
+1, 2, 3, 4 and 6 for training, Area 5 at full resolution for testing.
 """
 
 _base_ = [
