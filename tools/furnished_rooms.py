@@ -13,8 +13,6 @@ learns most of them, not all.
 """
 
 import argparse
-import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ import numpy as np
 
 from tools import furniture
 from tools.furniture import Face, box
+from tools.generated_data import write_once
 
 FOLDER = "Stanford3dDataset_v1.2_Aligned_Version"
 AREAS = (1, 2, 3, 4, 5, 6)
@@ -319,23 +318,17 @@ def write_rooms(
         FileExistsError: ``folder`` holds something else.
     """
     settings = {"look": look, "rooms": rooms, "points": points, "seed": seed}
-    written = folder / "settings.json"
-    if written.is_file() and json.loads(written.read_text()) == settings:
-        return folder / FOLDER
-    if folder.exists() and not written.is_file():
-        raise FileExistsError(f"{folder} holds something else: name a folder that is not there yet")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for area in AREAS:
-        for number in range(1, rooms + 1):
-            random = np.random.default_rng([seed, list(LOOKS).index(look), area, number])
-            objects = draw_room(LOOKS[look], number == 1, points, random)
-            name = f"{LOOKS[look].room}_{number}"
-            corner = np.array([STEP * number, STEP * area, 0, 0, 0, 0])
-            _write_room(partial / FOLDER / f"Area_{area}" / name, objects, corner)
-    (partial / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+
+    def write(partial: Path) -> None:
+        for area in AREAS:
+            for number in range(1, rooms + 1):
+                random = np.random.default_rng([seed, list(LOOKS).index(look), area, number])
+                objects = draw_room(LOOKS[look], number == 1, points, random)
+                name = f"{LOOKS[look].room}_{number}"
+                corner = np.array([STEP * number, STEP * area, 0, 0, 0, 0])
+                _write_room(partial / FOLDER / f"Area_{area}" / name, objects, corner)
+
+    write_once(folder, settings, write)
     return folder / FOLDER
 
 
