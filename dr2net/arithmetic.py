@@ -34,6 +34,7 @@ __all__ = [
     "check_coefficients",
     "combine_gradients",
     "error_growth",
+    "laid_out_like",
     "make_arithmetic",
     "predicted_inverse_error",
     "round_beta",
@@ -251,10 +252,7 @@ class ExactArithmetic:
     def _combine(self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return operation(stream, self.encode(g))
-        g = g.detach()
-        if g.stride() != stream.stride():
-            g = torch.empty_like(stream, dtype=g.dtype).copy_(g)
-        flat, output = _in_memory_order(stream), _in_memory_order(g)
+        flat, output = _in_memory_order(stream), _in_memory_order(laid_out_like(stream, g))
         result = torch.empty_like(flat)
         for part in _parts(flat):
             operation(flat[part], self.encode(output[part]), out=result[part])
@@ -288,6 +286,13 @@ def _parts(flat: Tensor) -> list[slice]:
     """
     size = ELEMENTS_AT_ONCE if flat.device.type == "cpu" else max(flat.numel(), 1)
     return [slice(start, start + size) for start in range(0, flat.numel(), size)]
+
+
+def laid_out_like(stream: Tensor, g: Tensor) -> Tensor:
+    """The values of ``g``, of the shape of ``stream``, in its memory layout."""
+    if g.stride() == stream.stride():
+        return g.detach()
+    return torch.empty_like(stream, dtype=g.dtype).copy_(g.detach())
 
 
 def _in_memory_order(stream: Tensor) -> Tensor:

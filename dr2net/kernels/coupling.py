@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import BETA_BITS, BETA_ONE, FRACTION_BITS, ExactArithmetic
+from ..arithmetic import BETA_BITS, BETA_ONE, FRACTION_BITS, ExactArithmetic, laid_out_like
 
 __all__ = ["advance", "rebuild", "subtract"]
 
@@ -47,7 +47,7 @@ def advance(
     peaks = torch.zeros(2, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
         _advance[_grid(columns)](
-            x, y, _laid_out_like(x, g), new_x, new_y, packed, decoded, peaks,
+            x, y, laid_out_like(x, g), new_x, new_y, packed, decoded, peaks,
             columns, arithmetic.numerator,
             2.0 ** FRACTION_BITS[arithmetic.word], bits, keeps, COLUMNS,
         )  # fmt: skip
@@ -78,19 +78,13 @@ def subtract(arithmetic: ExactArithmetic, x: Tensor, g: Tensor) -> Tensor:
     columns = x.numel() // 8
     with torch.cuda.device_of(x):
         _subtract[_grid(columns)](
-            x, _laid_out_like(x, g), y, columns, 2.0 ** FRACTION_BITS[arithmetic.word], COLUMNS
+            x, laid_out_like(x, g), y, columns, 2.0 ** FRACTION_BITS[arithmetic.word], COLUMNS
         )
     return y
 
 
 def _grid(columns: int) -> tuple[int]:
     return (triton.cdiv(columns, COLUMNS),)
-
-
-def _laid_out_like(stream: Tensor, g: Tensor) -> Tensor:
-    if g.stride() == stream.stride():
-        return g.detach()
-    return torch.empty_like(stream, dtype=g.dtype).copy_(g.detach())
 
 
 @triton.jit
