@@ -1,6 +1,7 @@
 """What the training and testing commands share: options, and the set-up of a run."""
 
 import argparse
+import gc
 import os
 import subprocess
 from pathlib import Path
@@ -110,6 +111,12 @@ def describe_slurm_task() -> None:
 
 
 def leave_process_group() -> None:
-    """End what a distributed run has open; gloo's threads can else abort a process that exits."""
+    """End what a distributed run has open, before the interpreter ends.
+
+    gloo's threads end with the last reference to their process group, which a runner and its model
+    hold: call it once they are dropped. A thread that lets go of a tensor while the interpreter
+    ends aborts the process.
+    """
     if is_distributed():
         torch.distributed.destroy_process_group()
+        gc.collect()  # a runner is part of cycles

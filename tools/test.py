@@ -28,10 +28,9 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
             evaluators = [evaluators]
         config.test_evaluator = [*evaluators, {"type": "DumpResults", "out_file_path": args.dump}]
     adapt_to_cpu(config)
-    metrics = Runner.from_cfg(config).test()
-    leave_process_group()
-    return metrics
+    return Runner.from_cfg(config).test()
 
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

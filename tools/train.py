@@ -58,7 +58,6 @@ def main(arguments: list[str] | None = None) -> Runner:
 
     runner = Runner.from_cfg(config)
     runner.train()
-    leave_process_group()
     return runner
 
 
@@ -91,3 +90,4 @@ def choose_checkpoint(config: Config, resume: str | None) -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -34,6 +34,28 @@ print(f"sum {total} of {distributed.get_world_size()} for {sys.argv[1:]}", flush
 distributed.destroy_process_group()
 """
 
+# A model that its process group outlives, as a runner does; what threads are left is printed.
+THREADS_LEFT = """
+from pathlib import Path
+import torch
+from torch import distributed
+from tools.command_line import leave_process_group
+
+def main():
+    distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.cycle = [model]
+    model(torch.ones(1, 2)).sum().backward()
+    print("while open:", threads())
+
+def threads():
+    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+
+main()
+leave_process_group()
+print("when left:", threads())
+"""
+
 # A process is lost once, in the second epoch.
 LOST_WORKER = """
 import os, signal
@@ -178,6 +200,14 @@ class TestOneMachine:
         assert trained.count(f"sum 3 of 2 for {arguments}") == 2
         arguments = "['config.py', 'last.pth', '--launcher', 'pytorch']"
         assert tested.count(f"sum 3 of 2 for {arguments}") == 2
+
+    @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+    def test_no_thread_is_left_that_could_abort_the_process(self):
+        codes, (output,) = finish([start(sys.executable, "-c", THREADS_LEFT)])
+        assert codes == [0]
+        opened, left = output.splitlines()[-2:]
+        assert "gloo" in opened
+        assert "gloo" not in left
 
     @pytest.mark.parametrize(
         ("given", "missing"), [({}, "NODE_RANK"), ({"NODE_RANK": "1"}, "MASTER_ADDR")]

@@ -143,7 +143,7 @@ default_hooks = dict(
 
 class TestMistakes:
     def test_missing_pretrained_file_says_what_to_do(self, make_config, train, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"gone\.pth.*docs/video\.md.*load_from=None"):
+        with pytest.raises(FileNotFoundError, match=r"gone\.pth.*docs/ says.*load_from=None"):
             train(make_config(), tmp_path / "run", settings=["load_from=gone.pth"])
 
     def test_missing_data_says_what_is_expected(self, make_config, train, tmp_path):
