@@ -1,25 +1,27 @@
-"""Memory, time and gradient error of a ViT finetuned conventionally and reversibly, in one run.
+"""Memory, time and gradient error of ways to train a network with less memory, in one run.
 
-    python tools/benchmark.py                      # the CPU table of the README
-    python tools/benchmark.py --steps 3 --depth 2  # a smoke test
+    python tools/benchmark.py                                       # a ViT-S, on the CPU
+    python tools/benchmark.py --compile --out results/benchmark_cpu.json   # the README's table
+    python tools/benchmark.py --device cuda --models vit_base vit_large --frames 16 \
+        --batches 16 --precisions bfloat16 --compile --out results/benchmark_gpu.json
 
-Needs torch and timm. All methods take turns, step by step, after a warm-up, so that what else the
-machine does falls on all of them; times are medians with quartiles, and ratios are within the run.
+Needs torch and timm, and matplotlib for --plot. Every combination of models, depths, sizes, frames,
+batches and precisions is a case. In a case all methods take turns, step by step, after a warm-up,
+so that what else the machine does falls on all of them; ratios are of steps of the same turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
+import gc
 import platform
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from datetime import date
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,179 +31,245 @@ import torch
 from torch import Tensor, nn
 
 import dr2net
-from tools.result_files import write_json
+from tools.benchmarking.measurements import (
+    gradients_of,
+    largest_batch,
+    peak_bytes,
+    process_peak,
+    quartiles,
+    relative_difference,
+    seconds_of_step,
+)
+from tools.benchmarking.methods import (
+    CHECKPOINT,
+    COEFFICIENTS,
+    CONVENTIONAL,
+    STORED,
+    Method,
+    methods_for,
+    reversible,
+)
+from tools.benchmarking.networks import NETWORKS, build, make_input
+from tools.result_files import hardware, markdown_table, write_json
 
-Make = Callable[[nn.Module], nn.Module]
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained: a network, its input, and the precision of its modules."""
+
+    model: str
+    depth: int | None
+    size: int
+    frames: int
+    batch: int
+    precision: str
+
+    def __str__(self) -> str:
+        depth = f" of {self.depth} blocks" if self.depth else ""
+        frames = f"{self.frames} × " if self.frames else ""
+        shape = f"{frames}{self.size} × {self.size} px"
+        return f"{self.model}{depth}, {shape}, batch {self.batch}, {self.precision}"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=12, help="blocks")
-    parser.add_argument("--width", type=int, default=384, help="channels")
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--side", type=int, default=28, help="tokens are side × side")
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=15, help="timed steps of each method")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed steps of each method")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--models", nargs="+", default=["vit_small"], choices=NETWORKS)
     parser.add_argument(
-        "--compile", action="store_true", help="also with compiled modules (needs a C++ compiler)"
+        "--depths", nargs="+", type=int, default=[None], help="blocks; the model's own by default"
+    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=[448], help="pixels of a side")
+    parser.add_argument("--frames", nargs="+", type=int, default=[0], help="of videos; 0: images")
+    parser.add_argument("--batches", nargs="+", type=int, default=[2])
+    parser.add_argument(
+        "--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"],
+        help="bfloat16 by autocast",
+    )  # fmt: skip
+    parser.add_argument("--methods", nargs="+", metavar="TEXT", help="those whose name has a TEXT")
+    parser.add_argument("--budget", type=float, default=8.0, help="GiB, for the largest batch")
+    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each method")
+    parser.add_argument("--warmup", type=int, default=1, help="untimed steps of each method")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile (needs a C++ compiler)"
     )
     parser.add_argument("--out", type=Path, help="result file (JSON) to write")
-    return parser.parse_args()
+    parser.add_argument("--plot", type=Path, help="picture of time against memory (PNG) to write")
+    arguments = parser.parse_args()
+    methods = methods_for(arguments.device, arguments.compile)
+    if arguments.methods:
+        chosen = [name for name in methods if any(text in name for text in arguments.methods)]
+        # Others are compared with these.
+        needed = {CONVENTIONAL, CHECKPOINT, *chosen, *(STORED.get(name) for name in chosen)}
+        if not chosen:
+            parser.error(f"--methods: none has such a name; there are: {', '.join(methods)}")
+        methods = {name: method for name, method in methods.items() if name in needed}
+    arguments.methods = methods
+    if arguments.steps < 1 or arguments.warmup < 0 or arguments.budget <= 0:
+        parser.error("--steps and --budget have to be above 0, --warmup not below")
+    return arguments
 
 
-def checkpointed(model: nn.Module) -> nn.Module:
-    model.set_grad_checkpointing(True)
-    return model
+def share_parameters(model: nn.Module) -> nn.Module:
+    """A copy of the network that trains the same parameters."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def reversible(
-    model: nn.Module, alpha: float, beta: float, arithmetic: str = "exact", stored: bool = False
-) -> nn.Module:
-    dr2net.convert(model, alpha, beta, arithmetic)
-    dr2net.set_reversible(model, not stored)
-    return model
+def loss_of(forward: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> Callable[[], Tensor]:
+    """A function that runs forward and returns the loss."""
+
+    def loss() -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return forward(x).float().square().mean()
+
+    return loss
 
 
-def compiled(make: Make, model: nn.Module) -> nn.Module:
-    model = make(model)
-    for block in model.blocks:
-        block.attn.compile()
-        block.mlp.compile()
-    return model
-
-
-METHODS: dict[str, Make] = {
-    "conventional": lambda model: model,
-    "checkpoint per block": checkpointed,
-    "reversible, float (1, 0.1)": partial(reversible, alpha=1, beta=0.1, arithmetic="float"),
-    "reversible, float (0, 1)": partial(reversible, alpha=0, beta=1, arithmetic="float"),
-}
-# Dr²Net, and the reference that each time is compared with: the same equations, stored.
-STORED: dict[str, str] = {}
-for alpha, beta in ((1, 0.1), (0.5, 0.5), (0, 1)):
-    exact, stored = (f"Dr²Net, {kind} ({alpha}, {beta})" for kind in ("exact", "stored"))
-    STORED[exact] = stored
-    METHODS[exact] = partial(reversible, alpha=alpha, beta=beta)
-    METHODS[stored] = partial(reversible, alpha=alpha, beta=beta, stored=True)
-COMPILED: dict[str, Make] = {
-    f"{name}, compiled modules": partial(compiled, METHODS[name])
-    for name in ("conventional", "Dr²Net, exact (0, 1)", "Dr²Net, stored (0, 1)")
-}
-STORED["Dr²Net, exact (0, 1), compiled modules"] = "Dr²Net, stored (0, 1), compiled modules"
-
-
-def make_step(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], Tensor]:
-    """Returns a function that runs forward and returns the loss."""
-
-    def forward() -> Tensor:
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return model(images).float().square().mean()
-
-    return forward
-
-
-def timed_step(forward: Callable[[], Tensor], model: nn.Module, device: str) -> float:
-    """Seconds of a forward and a backward."""
-    synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    model.zero_grad(set_to_none=True)
-    synchronise()
-    start = time.perf_counter()
-    forward().backward()
-    synchronise()
-    return time.perf_counter() - start
-
-
-def chain_bytes(model: nn.Module, arguments: argparse.Namespace) -> float:
-    """Bytes that the blocks alone keep for backward, per element of the stream."""
-    tokens = torch.randn(
-        arguments.batch, arguments.side**2, arguments.width, device=arguments.device
-    )
-    tokens.requires_grad_()
-    blocks = model.blocks
-    if getattr(model, "grad_checkpointing", False):
-        blocks = partial(timm.models.checkpoint_seq, model.blocks)
-
-    def forward() -> Tensor:
-        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=arguments.bf16):
-            return blocks(tokens)
-
-    return dr2net.diagnostics.bytes_kept(forward) / tokens.numel()
-
-
-def gradient_error(name: str, model: nn.Module, forward: Callable[[], Tensor]) -> str:
-    """Against the same equations with activations stored, where the method is a reversible one."""
-    if name in STORED or "reversible" in name:
-        return f"{dr2net.diagnostics.gradient_error(model, forward):.2g}"
-    return ""
-
-
-def quartiles(values: Iterable[float]) -> str:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
-
-
-def paired_ratio(seconds: dict[str, list[float]], name: str, reference: str) -> str:
-    """Ratios of steps that ran in the same turn, so that drifts of the machine cancel."""
-    return quartiles(a / b for a, b in zip(seconds[name], seconds[reference], strict=True))
-
-
-def hardware(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text().splitlines() if found.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def measure(arguments: argparse.Namespace) -> dict:
+def measure(
+    case: Case, methods: dict[str, Method], arguments: argparse.Namespace
+) -> dict[str, dict]:
+    """Return, for each method, its seconds, bytes and gradient errors."""
     torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
-    original = timm.models.VisionTransformer(
-        img_size=arguments.side * 16,
-        patch_size=16,
-        embed_dim=arguments.width,
-        depth=arguments.depth,
-        num_heads=arguments.heads,
-        num_classes=10,
-        class_token=False,
-        global_pool="avg",
-    ).to(arguments.device)
-    size = arguments.side * 16
-    images = torch.randn(arguments.batch, 3, size, size, device=arguments.device)
-    methods = METHODS | COMPILED if arguments.compile else METHODS
-    models = {name: make(copy.deepcopy(original)).train() for name, make in methods.items()}
-    steps = {name: make_step(model, images, arguments.bf16) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(arguments.warmup + arguments.steps):
-        for name, model in models.items():
-            taken = timed_step(steps[name], model, arguments.device)
-            if turn >= arguments.warmup:
-                seconds[name].append(taken)
-    rows = []
-    for name, model in models.items():
-        row = {
-            "method": name,
-            "bytes kept per element": f"{chain_bytes(model, arguments):.1f}",
-            "seconds per step": quartiles(seconds[name]),
-            "time / conventional": paired_ratio(seconds, name, "conventional"),
-            "time / stored": paired_ratio(seconds, name, STORED[name]) if name in STORED else "",
-            "gradient error against stored": gradient_error(name, model, steps[name]),
+    device = arguments.device
+    original = build(case.model, case.depth, case.size, case.frames).to(device)
+    parameters = list(original.parameters())
+    x = make_input(case.batch, case.size, case.frames, device)
+    double_batch = torch.cat([x, x])
+    forwards = {name: make(share_parameters(original)) for name, make in methods.items()}
+    losses = {name: loss_of(forward, x, case.precision) for name, forward in forwards.items()}
+    seconds = time_in_turns(losses, parameters, device, arguments.warmup, arguments.steps)
+    errors = gradient_errors(original, x, losses, parameters)
+    fixed = 2 * sum(parameter.nbytes for parameter in parameters)
+    found = {}
+    for name, forward in forwards.items():
+        bytes_here = peak_bytes(losses[name], parameters, device)
+        larger = loss_of(forward, double_batch, case.precision)
+        two = {
+            case.batch: bytes_here["peak"],
+            2 * case.batch: peak_bytes(larger, parameters, device)["peak"],
         }
-        if arguments.device.startswith("cuda"):
-            row["peak memory, MiB"] = f"{peak_memory(steps[name], model):.0f}"
-        rows.append(row)
-    tokens = arguments.side**2
-    return {
-        "title": (
-            f"ViT, width {arguments.width}, {arguments.depth} blocks, {tokens} tokens, batch "
-            f"{arguments.batch}, {'bfloat16 autocast' if arguments.bf16 else 'float32'}"
-        ),
-        "command": "python " + " ".join([str(Path(sys.argv[0])), *sys.argv[1:]]),
+        found[name] = {
+            "seconds": seconds[name],
+            "bytes": bytes_here,
+            "process": None if device.startswith("cuda") else process_peak(losses[name]),
+            "largest batch": largest_batch(int(arguments.budget * 2**30), fixed, two),
+            "errors": errors[name],
+        }
+    return found
+
+
+def time_in_turns(
+    losses: dict[str, Callable[[], Tensor]],
+    parameters: list[Tensor],
+    device: str,
+    warmup: int,
+    steps: int,
+) -> dict[str, list[float]]:
+    """Seconds of each timed step of each method."""
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for turn in range(warmup + steps):
+        for name, loss in losses.items():
+            for parameter in parameters:
+                parameter.grad = None
+            taken = seconds_of_step(loss, device)
+            if turn >= warmup:
+                seconds[name].append(taken)
+    return seconds
+
+
+def gradient_errors(
+    original: nn.Module,
+    x: Tensor,
+    losses: dict[str, Callable[[], Tensor]],
+    parameters: list[Tensor],
+) -> dict[str, dict[str, float]]:
+    """Of each method: against float64 and, where it recomputes, against stored activations.
+
+    The reference in float64 computes what the method does: the network, or the equations of a
+    Dr²Net at its (α, β), with activations stored.
+    """
+    errors: dict[str, dict[str, float]] = {}
+    for pair in dict.fromkeys(COEFFICIENTS.get(name, (1, 0)) for name in losses):
+        reference = copy.deepcopy(original).double()
+        if pair != (1, 0):
+            reference = reversible(reference, *pair, arithmetic="float", stored=True)
+        exact = gradients_of(
+            loss_of(reference, x.double(), "float64"), list(reference.parameters())
+        )
+        stored: dict[str, list[Tensor]] = {}
+        mine = [name for name in losses if COEFFICIENTS.get(name, (1, 0)) == pair]
+        # What others are compared with comes before them.
+        for name in sorted(mine, key=lambda name: name in STORED):
+            found = gradients_of(losses[name], parameters)
+            errors[name] = {"float64": relative_difference(found, exact)}
+            against = STORED.get(name, CONVENTIONAL if pair == (1, 0) else name)
+            if name == against:
+                stored[name] = found
+            else:
+                errors[name]["stored"] = relative_difference(found, stored[against])
+        del exact, stored
+        gc.collect()
+    return errors
+
+
+def rows_of(case: Case, found: dict[str, dict], budget: float) -> Iterator[dict[str, str]]:
+    """The rows of a case in the table."""
+    for name, here in found.items():
+
+        def ratio(reference: str, here: dict = here) -> str:
+            if reference not in found or found[reference] is here:
+                return ""
+            pairs = zip(here["seconds"], found[reference]["seconds"], strict=True)
+            return quartiles(a / b for a, b in pairs)
+
+        median = float(quartiles(here["seconds"], 6).split()[0])
+        error = here["errors"]
+        yield {
+            "method": name,
+            "kept (MB)": f"{here['bytes']['kept'] / 1e6:,.1f}",
+            "peak (MB)": f"{here['bytes']['peak'] / 1e6:,.1f}",
+            "process (MB)": "" if here["process"] is None else f"{here['process'] / 1e6:,.0f}",
+            f"batch in {budget:g} GiB": str(here["largest batch"]),
+            "s/step": quartiles(here["seconds"], 3 if median < 0.5 else 2),
+            "samples/s": f"{case.batch / median:.3g}",
+            "time / conventional": ratio(CONVENTIONAL),
+            "time / checkpoint": ratio(CHECKPOINT),
+            "time / stored": ratio(STORED[name]) if name in STORED else "",
+            "error, float64": f"{error['float64']:.2g}",
+            "error, stored": f"{error['stored']:.2g}" if "stored" in error else "",
+        }
+
+
+NOTES = (
+    "Kept: bytes of the device when forward has returned; peak: at most, at any moment of the "
+    "step; both beyond weights and gradients of the parameters, exact, from PyTorch's allocator. "
+    "Process: by how much the step raised the memory of the process. Largest batch: of weights, "
+    "their gradients and the peak, by the line through the peaks of this batch and of twice as "
+    "many. Time: median (quartiles) of {steps} steps, the methods taking turns after {warmup} to "
+    "warm up; ratios are of steps of the same turn. Errors: relative L2 difference of the "
+    "gradients of all parameters, from float64 and from the same equations with activations "
+    "stored. Offloading has no row where there is no GPU to offload from."
+)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    # The float inverse at (1, 0.1) is there to be measured, untrustworthy as it is.
+    warnings.filterwarnings("ignore", message=".*gradients cannot be trusted")
+    names = ("models", "depths", "sizes", "frames", "batches", "precisions")
+    cases = [Case(*values) for values in product(*(getattr(arguments, name) for name in names))]
+    rows, measured = [], []
+    for case in cases:
+        found = measure(case, arguments.methods, arguments)
+        mine = list(rows_of(case, found, arguments.budget))
+        print(f"{case}\n\n{markdown_table(list(mine[0]), mine)}\n", flush=True)
+        rows += [{"case": str(case), **row} if len(cases) > 1 else row for row in mine]
+        measured.append({"case": asdict(case), "methods": found})
+        gc.collect()
+    result = {
+        "title": str(cases[0]) if len(cases) == 1 else "Ways to train with less memory.",
+        "command": " ".join(["python", "tools/benchmark.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "hardware": f"{hardware(arguments.device)}, {arguments.threads} threads",
         "versions": {
@@ -212,37 +280,15 @@ def measure(arguments: argparse.Namespace) -> dict:
         },
         "columns": list(rows[0]),
         "rows": rows,
-        "notes": (
-            f"Median (quartiles) of {arguments.steps} steps, the methods taking turns; ratios are "
-            "of steps of the same turn. Bytes kept from forward to backward by the blocks alone, "
-            "per element of a stream. Stored: the same equations with activations stored, to which "
-            "the gradient error is relative."
-        ),
-        "seconds": seconds,
+        "notes": NOTES.format(steps=arguments.steps, warmup=arguments.warmup),
+        "measured": measured,
     }
-
-
-def peak_memory(forward: Callable[[], Tensor], model: nn.Module) -> float:
-    """MiB that a step takes at most above what is allocated before it."""
-    model.zero_grad(set_to_none=True)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    forward().backward()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    # The float inverse at (1, 0.1) is there to be measured, untrustworthy as it is.
-    warnings.filterwarnings("ignore", message=".*gradients cannot be trusted")
-    result = measure(arguments)
-    columns = result["columns"]
-    widths = [max(len(column), *(len(row[column]) for row in result["rows"])) for column in columns]
-    for cells in [dict(zip(columns, columns, strict=True)), *result["rows"]]:
-        pairs = zip(columns, widths, strict=True)
-        print("  ".join(cells[column].ljust(width) for column, width in pairs))
     if arguments.out:
         write_json(arguments.out, result)
+    if arguments.plot:
+        from tools.benchmarking.pictures import draw_time_against_memory
+
+        draw_time_against_memory(arguments.plot, result)
 
 
 if __name__ == "__main__":

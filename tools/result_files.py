@@ -6,7 +6,11 @@ other key.
 """
 
 import json
+import os
+import platform
 from pathlib import Path
+
+import torch
 
 
 def write_json(path: Path, value: object) -> None:
@@ -24,3 +28,13 @@ def markdown_table(columns: list[str], rows: list[dict[str, str]]) -> str:
     lines.insert(1, ["-" * width for width in widths])
     padded = ([cell.ljust(n) for cell, n in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
+
+
+def hardware(device: str) -> str:
+    """Return the name of the GPU, or the processor's and how many cores there are."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text().splitlines() if found.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from tasks.pointcloud import neighbours
 from tasks.pointcloud.neighbours import farthest_points, gather_points, nearest_points
-from tools.benchmark import hardware, quartiles
-from tools.result_files import markdown_table, write_json
+from tools.benchmarking.measurements import quartiles
+from tools.result_files import hardware, markdown_table, write_json
 
 CLOUDS, POINTS, SAMPLED, NEIGHBOURS = 8, 24_000, 6_000, 32
 THREADS = 2

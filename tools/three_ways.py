@@ -21,9 +21,8 @@ from pathlib import Path
 import torch
 
 from dr2net.openmmlab.checkpoint import open_checkpoint
-from tools.benchmark import hardware
 from tools.demo_measurements import describe, measure
-from tools.result_files import markdown_table, write_json
+from tools.result_files import hardware, markdown_table, write_json
 from tools.training_runs import (
     Run,
     TrainingError,

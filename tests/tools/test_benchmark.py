@@ -1,37 +1,226 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
+
+import dr2net
+from tools import benchmark_scaling, gradient_error, peak_anatomy
+from tools.benchmark import share_parameters
+from tools.benchmarking import measurements
+from tools.benchmarking.methods import METHODS, STORED, compiled
+from tools.benchmarking.networks import VITS, build, input_shape
+
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = [
-    "--depth",
-    "2",
-    "--width",
-    "32",
-    "--heads",
-    "2",
-    "--side",
-    "4",
-    "--steps",
-    "2",
-    "--warmup",
-    "1",
-]
+SMALL = ["--models", "vit_tiny", "--depths", "4", "--sizes", "64", "--steps", "2", "--batches", "3"]
+MEBI = 2**20
 
 
-def test_it_measures_every_method_and_writes_the_result_file(tmp_path):
-    out = tmp_path / "new" / "result.json"
-    command = [sys.executable, ROOT / "tools" / "benchmark.py", *SMALL, "--out", out]
-    printed = subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=tmp_path
-    ).stdout
-    result = json.loads(out.read_text())
-    rows = {row["method"]: row for row in result["rows"]}
-    assert all(method in printed for method in rows)
-    assert {"command", "date", "hardware", "versions"} <= set(result)
-    for pair, kept in (("(0, 1)", "8.0"), ("(0.5, 0.5)", "8.5"), ("(1, 0.1)", "10.0")):
-        row = rows[f"Dr²Net, exact {pair}"]
-        assert row["gradient error against stored"] == "0"
-        assert row["bytes kept per element"] == kept
+def benchmark(*options, folder):
+    command = [sys.executable, ROOT / "tools" / "benchmark.py", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """What a small run prints and writes."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    out, plot = folder / "new" / "result.json", folder / "picture.png"
+    done = benchmark(*SMALL, "--out", out, "--plot", plot, folder=folder)
+    assert done.returncode == 0, done.stderr
     assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    return done.stdout, json.loads(out.read_text())
+
+
+class TestBenchmark:
+    def test_every_method_is_printed_and_written_with_its_origin(self, small):
+        printed, result = small
+        assert [row["method"] for row in result["rows"]] == list(METHODS)
+        assert all(method in printed for method in METHODS)
+        assert {"command", "date", "hardware", "versions"} <= set(result)
+
+    def test_exact_gradients_are_those_of_stored_activations(self, small):
+        (case,) = small[1]["measured"]
+        for name, found in case["methods"].items():
+            assert found["errors"]["float64"] > 0, name
+            if "float" not in name:
+                assert found["errors"]["float64"] < 1e-3, name
+            if "exact" in name or "checkpoint" in name:
+                assert found["errors"]["stored"] == 0, name
+        assert case["methods"]["previous reversible, float (1, 0.1)"]["errors"]["stored"] > 0
+
+    def test_memory_falls_as_the_methods_promise(self, small):
+        (case,) = small[1]["measured"]
+        kept = {name: found["bytes"]["kept"] for name, found in case["methods"].items()}
+        for name, found in case["methods"].items():
+            assert found["bytes"]["peak"] >= found["bytes"]["kept"] > 0
+            assert found["largest batch"] > 0
+            if name in STORED:
+                assert kept[name] < kept["checkpoint, every block"] < kept[STORED[name]]
+        assert kept["Dr²Net, exact (0, 1)"] < kept["Dr²Net, exact (1, 0.1)"]
+        order = ("checkpoint, every block", "selective checkpoint, products kept", "conventional")
+        assert sorted(order, key=kept.get) == list(order)
+
+    def test_methods_are_chosen_by_their_names_with_their_references(self, tmp_path):
+        done = benchmark(*SMALL, "--methods", "exact (0, 1)", folder=tmp_path)
+        named = [line.split("|")[1].strip() for line in done.stdout.splitlines() if "| " in line]
+        assert named[2:] == [
+            "conventional",
+            "checkpoint, every block",
+            "Dr²Net, stored (0, 1)",
+            "Dr²Net, exact (0, 1)",
+        ]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--methods", "none"], "none has such a name; there are: conventional,"),
+            (["--steps", "0"], "--steps and --budget have to be above 0"),
+            (["--sizes", "50"], "size 50 has to be a positive multiple of 16"),
+            (["--frames", "3"], "frames 3 a multiple of 2"),
+            (["--models", "swin_large", "--frames", "2"], "swin_large takes images"),
+        ],
+    )
+    def test_mistakes_are_named(self, options, message, tmp_path):
+        done = benchmark(*options, folder=tmp_path)
+        assert done.returncode != 0
+        assert message in done.stderr
+
+
+class TestMeasurements:
+    def test_bytes_are_those_of_the_tensors(self):
+        weight = torch.ones(MEBI // 4, requires_grad=True)
+
+        def loss():
+            doubled = weight * 2  # 1 MiB, kept by sin
+            return (doubled.sin() * 3).sum()  # 1 MiB each, dropped
+
+        small = 64
+        found = measurements.peak_bytes(loss, [weight], "cpu")
+        assert found["kept"] == pytest.approx(MEBI, abs=small)
+        assert found["peak"] == pytest.approx(3 * MEBI, abs=small)
+        assert measurements.kept_bytes(loss) == found["kept"]
+
+    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+    def test_the_peak_of_the_process_is_seen(self):
+        weight = torch.ones(16 * MEBI, requires_grad=True)
+        found = measurements.process_peak(lambda: (weight * 2).sin().sum())
+        assert 2 * 64 * MEBI < found < 6 * 64 * MEBI
+
+    def test_the_largest_batch_fits_and_one_more_does_not(self):
+        def peak(batch):
+            return 1000 + 70 * batch
+
+        batch = measurements.largest_batch(5000, 300, {2: peak(2), 4: peak(4)})
+        assert 300 + peak(batch) <= 5000 < 300 + peak(batch + 1)
+        assert measurements.largest_batch(900, 300, {2: peak(2), 4: peak(4)}) == 0
+
+    def test_differences_are_relative(self):
+        reference = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
+        found = [torch.tensor([3.0, 0.0]), torch.tensor([4.5])]
+        assert measurements.relative_difference(found, reference) == pytest.approx(0.1)
+
+    def test_growth_is_the_power(self):
+        sizes = [1, 10, 100]
+        assert measurements.growth_exponent(sizes, [3.0, 3.0, 3.0]) == pytest.approx(0)
+        assert measurements.growth_exponent(sizes, [2.0, 200.0, 2e4]) == pytest.approx(2)
+
+    def test_few_and_many_values_have_quartiles(self):
+        assert measurements.quartiles([1.0]) == "1.00"
+        assert measurements.quartiles([1, 2, 3, 4, 5], digits=1) == "3.0 (2.0 to 4.0)"
+
+
+class TestNetworks:
+    @pytest.mark.parametrize("name", VITS)
+    def test_vits_have_their_sizes(self, name):
+        with torch.device("meta"):
+            network = build(name, None, 32, 0)
+        width, depth, heads = VITS[name]
+        assert (network.embed_dim, len(network.blocks)) == (width, depth)
+        assert network.blocks[0].attn.num_heads == heads
+
+    def test_videos_become_tubelets(self):
+        network = build("vit_tiny", 1, 32, 4)
+        tokens = network.patch_embed(torch.randn(input_shape(2, 32, 4)))
+        assert tokens.shape == (2, 2 * 2 * 2, 192)
+        assert network(torch.randn(input_shape(2, 32, 4))).shape == (2, 10)
+
+    @pytest.mark.parametrize("method", ["checkpoint, every block", "Dr²Net, exact (0, 1)"])
+    def test_methods_reach_all_of_a_swins_stages(self, method):
+        network = build("swin_large", 2, 32, 0)
+        before = {type(stage.blocks) for stage in network.layers}
+        forward = METHODS[method](network)
+        assert not before & {type(stage.blocks) for stage in forward.layers}
+
+    def test_copies_train_the_same_parameters(self):
+        network = build("vit_tiny", 1, 32, 0)
+        copied = share_parameters(network)
+        assert copied is not network
+        assert all(a is b for a, b in zip(copied.parameters(), network.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_smaller_budget_makes_the_compiler_keep_less():
+    network = build("vit_tiny", 2, 64, 0)
+    x = torch.randn(4, 3, 64, 64)
+    kept = []
+    for budget in (1.0, 0.1):
+        forward = compiled(share_parameters(network), budget)
+        kept.append(dr2net.diagnostics.bytes_kept(lambda forward=forward: forward(x)))
+    assert kept[1] < kept[0]
+
+
+class TestScaling:
+    def test_a_sweep_is_measured_drawn_and_written(self, tmp_path, monkeypatch):
+        case = replace(benchmark_scaling.TINY, size=32, batch=1)
+        cases = {depth: replace(case, depth=depth) for depth in (1, 2, 4)}
+        sweep = benchmark_scaling.Sweep("A title.", "blocks", cases, steps=2)
+        monkeypatch.setitem(benchmark_scaling.SWEEPS, "depth", sweep)
+        options = ["x", "depth", "--turns", "2", "--results", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", options)
+        benchmark_scaling.main()
+        rows = json.loads((tmp_path / "scaling_depth.json").read_text())["rows"]
+        found = {(row["quantity"], row["method"]): row for row in rows}
+        assert found["kept (MB)", "Dr²Net, exact (0, 1)"]["power"] == "0.00"
+        assert float(found["kept (MB)", "conventional"]["power"]) > 0.9
+        assert found["s/step", "conventional"]["4"] == ""
+        assert (tmp_path / "scaling_depth.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_what_would_not_fit_is_left_out(self):
+        before = {10: {"kept": 10**9}}
+        assert benchmark_scaling.fits(before, 20, power=1)
+        assert not benchmark_scaling.fits(before, 10**6, power=1)
+        assert not benchmark_scaling.fits(before, 10**4, power=2)
+
+    def test_the_sweeps_have_the_sizes_that_they_name(self):
+        for width, case in benchmark_scaling.SWEEPS["models"].cases.items():
+            assert VITS[case.model][0] == width
+        assert max(benchmark_scaling.SWEEPS["tokens"].cases) > 50_000
+
+
+def test_the_parts_of_the_peak_add_up(tmp_path):
+    found = peak_anatomy.measure("vit_tiny", 64, 2)
+    elements = 2 * 16 * 192
+    for name, parts in found.items():
+        assert all(number >= 0 for number in parts.values()), name
+    assert found["Dr²Net, exact (0, 1)"]["streams"] == 2 * 4 * elements
+    assert found["Dr²Net, exact (0, 1)"]["remainders"] == 0
+    # 4 bits of each of 24 couplings.
+    assert found["Dr²Net, exact (1, 0.1)"]["remainders"] == 24 * elements // 2
+
+
+def test_the_plane_of_gradient_errors_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient_error, "ALPHAS", (0.0, 1.0))
+    monkeypatch.setattr(gradient_error, "BETAS", (0.1, 1.0))
+    monkeypatch.setattr(gradient_error, "PAIRS", ((1.0, 0.1), (0.0, 1.0)))
+    options = ["x", "--depth", "6", "--size", "32", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", options)
+    gradient_error.main()
+    errors = json.loads((tmp_path / "gradient_error.json").read_text())["errors"]
+    assert errors["Dr²Net, exact"] == [[0.0, 0.0], [0.0, 0.0]]
+    assert errors["previous reversible, float"][0][1] > 0.01
+    assert (tmp_path / "gradient_error.png").read_bytes().startswith(b"\x89PNG")

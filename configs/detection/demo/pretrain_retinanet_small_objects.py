@@ -77,7 +77,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=4)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=3, val_interval=3)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(

@@ -1,0 +1,1 @@
+"""What the benchmarks share: networks, ways of training them, measurements and pictures."""

@@ -1,0 +1,195 @@
+"""Pictures of what the benchmarks measured; they need matplotlib."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind tell apart.
+COLOURS = {
+    "conventional": "#000000",
+    "checkpoint": "#0072B2",
+    "selective": "#56B4E9",
+    "compiled": "#CC79A7",
+    "offload": "#F0E442",
+    "previous reversible": "#E69F00",
+    "(1, 0.1)": "#D55E00",
+    "(0.5, 0.5)": "#8DB600",
+    "(0, 1)": "#009E73",
+}
+
+
+def colour_of(method: str) -> str:
+    """The colour of the first key that stands in the method's name, from the specific ones on."""
+    order = ("previous reversible", "Dr²Net", *COLOURS)
+    kind = next((key for key in order if key in method), "conventional")
+    if kind == "Dr²Net":
+        kind = next(pair for pair in ("(1, 0.1)", "(0.5, 0.5)", "(0, 1)") if pair in method)
+    return COLOURS[kind]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
+    plt.close(figure)
+    partial.replace(path)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_time_against_memory(path: Path, result: dict) -> None:
+    """Peak memory and time of each method as shares of conventional's, one plot for each case."""
+    cases = result["measured"]
+    figure, plots = plt.subplots(
+        1, len(cases), figsize=(8 * len(cases), 5.5), squeeze=False, layout="constrained"
+    )
+    for axes, measured in zip(plots[0], cases, strict=True):
+        methods = measured["methods"]
+        base = methods["conventional"]
+        points = []
+        for name, found in methods.items():
+            if "stored" in name:
+                continue  # what the others are compared with, not something to use
+            ratios = sorted(a / b for a, b in zip(found["seconds"], base["seconds"], strict=True))
+            point = found["bytes"]["peak"] / base["bytes"]["peak"], ratios[len(ratios) // 2]
+            points.append((point, name))
+            axes.scatter(*point, s=70, color=colour_of(name), zorder=3)
+        axes.set_xscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+        _label(axes, points)
+        axes.set_xlabel("peak memory of a step / conventional")
+        axes.set_ylabel("time of a step / conventional")
+        axes.set_title(result["title"] if len(cases) == 1 else _case_title(measured["case"]))
+        _tidy(axes)
+    save(figure, path)
+
+
+def _case_title(case: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in case.items() if value not in (None, 0))
+
+
+def _label(axes: Axes, points: list[tuple[tuple[float, float], str]]) -> None:
+    """Write names beside points: in two columns of lines, so that no two names overlap."""
+    axes.figure.canvas.draw()
+    left = [
+        item for item in points if item[0][0] <= sorted(p[0][0] for p in points)[len(points) // 2]
+    ]
+    for group, x, align in (
+        (left, 0.02, "left"),
+        ([p for p in points if p not in left], 0.98, "right"),
+    ):
+        group = sorted(group, key=lambda item: item[0][1])
+        for place, (point, name) in enumerate(group):
+            axes.annotate(
+                name,
+                point,
+                xytext=(x, (place + 1) / (len(group) + 1)),
+                textcoords="axes fraction",
+                ha=align,
+                va="center",
+                fontsize=8,
+                color=colour_of(name),
+                arrowprops={"arrowstyle": "-", "color": colour_of(name), "alpha": 0.35},
+            )
+
+
+def draw_scaling(path: Path, result: dict) -> None:
+    """Memory, and where it was measured time, over what a sweep changed."""
+    measured = result["measured"]
+    keys = [
+        (key, label)
+        for key, label in (
+            ("kept", "kept from forward to backward (MB)"),
+            ("peak", "peak of a step (MB)"),
+            ("seconds", "seconds per step"),
+        )
+        if any(key in here for by_value in measured.values() for here in by_value.values())
+    ]
+    figure, plots = plt.subplots(
+        1, len(keys), figsize=(5 * len(keys), 4), squeeze=False, layout="constrained"
+    )
+    for axes, (key, label) in zip(plots[0], keys, strict=True):
+        for name, by_value in measured.items():
+            here = {value: found[key] for value, found in by_value.items() if key in found}
+            numbers = [
+                sorted(number)[len(number) // 2] if key == "seconds" else number / 1e6
+                for number in here.values()
+            ]
+            axes.plot(list(here), numbers, "o-", label=name, color=colour_of(name))
+        values = list(next(iter(measured.values())))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(values, [f"{value:,}" for value in values])
+        axes.minorticks_off()
+        axes.set_xlabel(result["label"])
+        axes.set_title(label)
+        _tidy(axes)
+    plots[0][0].legend(fontsize=8)
+    figure.suptitle(result["title"])
+    save(figure, path)
+
+
+def draw_error_plane(path: Path, result: dict) -> None:
+    """Gradient error over the (α, β) plane, a plot for each arithmetic, and the schedule's path."""
+    errors = result["errors"]
+    figure, plots = plt.subplots(1, len(errors), figsize=(13, 5), layout="constrained")
+    # Errors of 1 are as wrong as they get; 0, which has no logarithm, is told by its text.
+    scale = mpl.colors.LogNorm(1e-4, 1)
+    for axes, (name, rows) in zip(plots, errors.items(), strict=True):
+        clipped = [[min(max(error, 1e-4), 1.0) for error in row] for row in rows]
+        image = axes.imshow(clipped, origin="lower", norm=scale, cmap="YlOrRd", aspect="auto")
+        for y, row in enumerate(rows):
+            for x, error in enumerate(row):
+                text = "0" if error == 0 else f"{error:.0e}"
+                dark = error > 0.1
+                axes.text(x, y, text, ha="center", va="center", color="w" if dark else "k")
+        axes.set_xticks(range(len(result["alphas"])), [f"{value:g}" for value in result["alphas"]])
+        axes.set_yticks(range(len(result["betas"])), [f"{value:g}" for value in result["betas"]])
+        axes.set_xlabel("α")
+        axes.set_ylabel("β")
+        axes.set_title(name)
+    figure.colorbar(image, ax=plots, label="relative gradient error")
+    figure.suptitle(result["title"])
+    save(figure, path)
+
+
+def draw_anatomy(path: Path, result: dict) -> None:
+    """What the peak of a step is made of: a bar for each method."""
+    parts = {
+        "activations": "#999999",
+        "streams": "#009E73",
+        "remainders": "#D55E00",
+        "stem and head": "#56B4E9",
+        "gradients of the streams": "#E69F00",
+        "one module": "#0072B2",
+    }
+    methods = result["measured"]
+    figure, (whole, near) = plt.subplots(1, 2, figsize=(14, 4.5), layout="constrained")
+    for axes in (whole, near):
+        for place, found in enumerate(reversed(list(methods.values()))):
+            left = 0.0
+            for part, colour in parts.items():
+                width = found.get(part, 0) / 1e6
+                axes.barh(place, width, left=left, color=colour, label=part if not place else None)
+                left += width
+        axes.set_yticks(range(len(methods)), reversed(list(methods)))
+        axes.set_xlabel("MB at the peak of a step")
+        _tidy(axes)
+    reversible = [sum(found.values()) for name, found in methods.items() if "Dr²Net" in name]
+    near.set_xlim(0, max(reversible) / 1e6 * 1.2)
+    near.set_yticklabels([])
+    near.set_title("the same, nearer")
+    whole.legend(loc="lower right", fontsize=8)
+    whole.set_title(result["title"])
+    save(figure, path)
