@@ -14,6 +14,7 @@ from .conversion import (
 )
 from .planning import plan
 from .schedule import CoefficientSchedule
+from .slicing import slice_mlps
 from .verification import verify, verify_step
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "revert",
     "set_coefficients",
     "set_reversible",
+    "slice_mlps",
     "verify",
     "verify_step",
 ]

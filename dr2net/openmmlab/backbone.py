@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ..conversion import convert, set_reversible
+from ..slicing import slice_mlps
 
 __all__ = ["Dr2NetBackbone"]
 
@@ -22,6 +23,7 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
     beta: float = 0.1,
     arithmetic: str = "exact",
     reversible: bool = True,
+    mlp_tokens: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """Builds ``backbone`` and converts it.
@@ -30,9 +32,11 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
         backbone: config of a registered backbone of a supported family.
         alpha, beta, arithmetic: as in ``dr2net.convert``. (1, 0) is the backbone itself.
         reversible: False stores activations, with the same equations and gradients.
+        mlp_tokens: MLPs run over slices of so many tokens of each sample: ``dr2net.slice_mlps``.
         options: ``keep``, as in ``dr2net.convert``, and options of the family's adapter, such as
             ``fused_attention=True``.
     """
     model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)
     set_reversible(model, reversible)
+    slice_mlps(model, mlp_tokens)
     return model

@@ -59,6 +59,7 @@ def train(
     frozen: tuple[str, ...] = (),
     keep: tuple[str, ...] = (),
     optimizer_type: type[torch.optim.Optimizer] = torch.optim.AdamW,
+    mlp_tokens: int | None = None,
 ) -> dict[str, Tensor]:
     """The weights after three steps with an evaluation after each, and the last one's output.
 
@@ -68,6 +69,7 @@ def train(
     rank = distributed.get_rank()
     network = make_network(name, *coefficients, reversible)
     dr2net.set_reversible(network, reversible, keep)
+    dr2net.slice_mlps(network, mlp_tokens)
     for parameter_name, parameter in network.named_parameters():
         parameter.requires_grad_(not parameter_name.startswith(frozen or ("nothing",)))
     options: dict = {} if policy is None else {"mp_policy": policy}
@@ -126,6 +128,14 @@ class TestWeights:
 def test_other_parts_than_blocks_can_be_sharded(parts):
     expected = run_in_processes(2, train, "timm", (1, 0.1), "ddp")
     assert_same_weights(run_in_processes(2, train, "timm", (1, 0.1), parts), expected)
+
+
+@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+def test_sliced_mlps_train_as_under_ddp(coefficients):
+    expected = run_in_processes(2, train, "timm", coefficients, "ddp", mlp_tokens=2)
+    for reversible in (False, True):
+        found = run_in_processes(2, train, "timm", coefficients, "blocks", reversible, mlp_tokens=2)
+        assert_same_weights(found, expected)
 
 
 def test_a_mesh_of_two_dimensions_replicates_and_shards():

@@ -179,6 +179,24 @@ def test_options_reach_conversion():
     assert chain.branches[0].__name__ == "attention_fused"
 
 
+@pytest.mark.parametrize(
+    ("backbone", "mlp", "shape"),
+    [("ViT", "blocks.0.mlp", (1, 3, 4, 32, 32)), ("Swin", "stages.0.blocks.0.ffn", (1, 3, 32, 48))],
+)
+def test_mlps_run_over_slices_of_tokens(backbone, mlp, shape):
+    x = torch.randn(shape, requires_grad=True)
+    model = build(BACKBONES[backbone], mlp_tokens=7)
+    model.train()
+    expected = gradients(model, x, reversible=False)
+    assert_same_bits(gradients(model, x), expected)
+    layers, rows = model.get_submodule(mlp).layers, []
+    layers[0][0].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
+    model.eval()
+    model(x.detach())
+    assert rows == [7] * (len(rows) - 1) + [sum(rows) % 7]
+    assert not hasattr(build(BACKBONES[backbone]).get_submodule(mlp).layers, "slice_tokens")
+
+
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="fussed_attention: not an option"):
         build(fussed_attention=True)
