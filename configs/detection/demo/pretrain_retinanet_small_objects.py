@@ -28,7 +28,7 @@ metainfo = dict(classes=("disc", "square", "triangle", "bar"))
 in_process = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     in_process,
-    batch_size=4,
+    batch_size=3,
     sampler=dict(type="SeededSampler", shuffle=True),
     dataset=dict(
         type="TiledDataset",
