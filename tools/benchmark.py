@@ -15,22 +15,19 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import platform
+import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import date
 from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import timm
 import torch
 from torch import Tensor, nn
 
-import dr2net
 from tools.benchmarking.measurements import (
     gradients_of,
     largest_batch,
@@ -39,6 +36,7 @@ from tools.benchmarking.measurements import (
     quartiles,
     relative_difference,
     seconds_of_step,
+    seconds_of_streams,
 )
 from tools.benchmarking.methods import (
     CHECKPOINT,
@@ -50,7 +48,8 @@ from tools.benchmarking.methods import (
     reversible,
 )
 from tools.benchmarking.networks import NETWORKS, build, make_input
-from tools.result_files import hardware, markdown_table, write_json
+from tools.benchmarking.origin import origin
+from tools.result_files import markdown_table, write_json
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result file (JSON) to write")
     parser.add_argument("--plot", type=Path, help="picture of time against memory (PNG) to write")
     arguments = parser.parse_args()
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {arguments.device}: PyTorch finds no GPU here")
     methods = methods_for(arguments.device, arguments.compile)
     if arguments.methods:
         chosen = [name for name in methods if any(text in name for text in arguments.methods)]
@@ -138,6 +139,11 @@ def measure(
     forwards = {name: make(share_parameters(original)) for name, make in methods.items()}
     losses = {name: loss_of(forward, x, case.precision) for name, forward in forwards.items()}
     seconds = time_in_turns(losses, parameters, device, arguments.warmup, arguments.steps)
+    dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
+    streams = {
+        name: seconds_of_streams(forward, losses[name], dtype, device) if name in STORED else None
+        for name, forward in forwards.items()
+    }
     errors = gradient_errors(original, x, losses, parameters)
     fixed = 2 * sum(parameter.nbytes for parameter in parameters)
     found = {}
@@ -153,6 +159,7 @@ def measure(
             "bytes": bytes_here,
             "process": None if device.startswith("cuda") else process_peak(losses[name]),
             "largest batch": largest_batch(int(arguments.budget * 2**30), fixed, two),
+            "streams": streams[name],
             "errors": errors[name],
         }
     return found
@@ -222,7 +229,7 @@ def rows_of(case: Case, found: dict[str, dict], budget: float) -> Iterator[dict[
             pairs = zip(here["seconds"], found[reference]["seconds"], strict=True)
             return quartiles(a / b for a, b in pairs)
 
-        median = float(quartiles(here["seconds"], 6).split()[0])
+        median = statistics.median(here["seconds"])
         error = here["errors"]
         yield {
             "method": name,
@@ -235,6 +242,7 @@ def rows_of(case: Case, found: dict[str, dict], budget: float) -> Iterator[dict[
             "time / conventional": ratio(CONVENTIONAL),
             "time / checkpoint": ratio(CHECKPOINT),
             "time / stored": ratio(STORED[name]) if name in STORED else "",
+            "streams / step": "" if here["streams"] is None else f"{here['streams'] / median:.1%}",
             "error, float64": f"{error['float64']:.2g}",
             "error, stored": f"{error['stored']:.2g}" if "stored" in error else "",
         }
@@ -242,11 +250,12 @@ def rows_of(case: Case, found: dict[str, dict], budget: float) -> Iterator[dict[
 
 NOTES = (
     "Kept: bytes of the device when forward has returned; peak: at most, at any moment of the "
-    "step; both beyond weights and gradients of the parameters, exact, from PyTorch's allocator. "
-    "Process: by how much the step raised the memory of the process. Largest batch: of weights, "
-    "their gradients and the peak, by the line through the peaks of this batch and of twice as "
-    "many. Time: median (quartiles) of {steps} steps, the methods taking turns after {warmup} to "
-    "warm up; ratios are of steps of the same turn. Errors: relative L2 difference of the "
+    "step; both beyond weights and gradients of the parameters, exact, from PyTorch's allocator, "
+    "1 MB = 10^6 bytes. Process: by how much the step raised the memory of the process. Largest "
+    "batch: of weights, their gradients and the peak, by the line through the peaks of this batch "
+    "and of twice as many. Time: median (quartiles) of {steps} steps, the methods taking turns "
+    "after {warmup} to warm up; ratios are of steps of the same turn. Streams: the arithmetic of "
+    "the streams, run alone, as a share of the step. Errors: relative L2 difference of the "
     "gradients of all parameters, from float64 and from the same equations with activations "
     "stored. Offloading has no row where there is no GPU to offload from."
 )
@@ -266,29 +275,22 @@ def main() -> None:
         print(f"{case}\n\n{markdown_table(list(mine[0]), mine)}\n", flush=True)
         rows += [{"case": str(case), **row} if len(cases) > 1 else row for row in mine]
         measured.append({"case": asdict(case), "methods": found})
-        gc.collect()
-    result = {
-        "title": str(cases[0]) if len(cases) == 1 else "Ways to train with less memory.",
-        "command": " ".join(["python", "tools/benchmark.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "hardware": f"{hardware(arguments.device)}, {arguments.threads} threads",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "dr2net": dr2net.__version__,
-        },
-        "columns": list(rows[0]),
-        "rows": rows,
-        "notes": NOTES.format(steps=arguments.steps, warmup=arguments.warmup),
-        "measured": measured,
-    }
-    if arguments.out:
-        write_json(arguments.out, result)
-    if arguments.plot:
-        from tools.benchmarking.pictures import draw_time_against_memory
+        result = {
+            "title": str(cases[0]) if len(cases) == 1 else "Ways to train with less memory.",
+            **origin("tools/benchmark.py", arguments.device),
+            "columns": list(rows[0]),
+            "rows": rows,
+            "notes": NOTES.format(steps=arguments.steps, warmup=arguments.warmup),
+            "measured": measured,
+        }
+        # After every case, so that a long run that is cut short has not been in vain.
+        if arguments.out:
+            write_json(arguments.out, result)
+        if arguments.plot:
+            from tools.benchmarking.pictures import draw_time_against_memory
 
-        draw_time_against_memory(arguments.plot, result)
+            draw_time_against_memory(arguments.plot, result)
+        gc.collect()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ empty.
 import argparse
 import gc
 import os
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import date
 from operator import truediv
 from pathlib import Path
 from statistics import median
@@ -25,16 +23,15 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import timm
 import torch
 
-import dr2net
 from tools.benchmark import Case, loss_of, share_parameters, time_in_turns
 from tools.benchmarking.measurements import growth_exponent, kept_bytes, peak_bytes
 from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS
 from tools.benchmarking.networks import build, make_input
+from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_scaling
-from tools.result_files import hardware, markdown_table, write_json
+from tools.result_files import markdown_table, write_json
 
 CHOSEN = (CONVENTIONAL, CHECKPOINT, "Dr²Net, exact (1, 0.1)", "Dr²Net, exact (0, 1)")
 # Of the machine's memory that a method may be expected to take.
@@ -224,15 +221,7 @@ def main() -> None:
         times = TIMES.format(turns=arguments.turns) if sweep.steps else ""
         result = {
             "title": sweep.title,
-            "command": " ".join(["python", "tools/benchmark_scaling.py", *sys.argv[1:]]),
-            "date": date.today().isoformat(),
-            "hardware": f"{hardware('cpu')}, {torch.get_num_threads()} threads",
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "timm": timm.__version__,
-                "dr2net": dr2net.__version__,
-            },
+            **origin("tools/benchmark_scaling.py", "cpu" if sweep.steps else None),
             "columns": list(rows[0]),
             "rows": rows,
             "notes": NOTES.format(times=times, label=sweep.label),

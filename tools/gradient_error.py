@@ -9,24 +9,22 @@ good near (0, 1) only.
 
 import argparse
 import copy
-import platform
 import sys
 import warnings
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import timm
 import torch
 
 import dr2net
 from dr2net.diagnostics import error_growth, gradient_error
 from tools.benchmark import loss_of
 from tools.benchmarking.networks import build, make_input
+from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_error_plane
-from tools.result_files import hardware, markdown_table, write_json
+from tools.result_files import markdown_table, write_json
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BETAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -88,15 +86,7 @@ def main() -> None:
             f"Gradient error against stored activations, ViT of width 192 with {arguments.depth} "
             f"blocks, {tokens} tokens, {arguments.precision}."
         ),
-        "command": " ".join(["python", "tools/gradient_error.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "hardware": hardware("cpu"),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "dr2net": dr2net.__version__,
-        },
+        **origin("tools/gradient_error.py", "cpu"),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

@@ -7,16 +7,13 @@ Needs torch and timm, and matplotlib for the picture.
 
 import argparse
 import copy
-import platform
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -26,6 +23,7 @@ from tools.benchmark import loss_of, share_parameters
 from tools.benchmarking.measurements import peak_bytes
 from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS
 from tools.benchmarking.networks import build, make_input
+from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_anatomy
 from tools.result_files import markdown_table, write_json
 
@@ -124,15 +122,7 @@ def main() -> None:
             f"MB at the peak of a step: {arguments.model}, {arguments.size} × {arguments.size} px, "
             f"batch {arguments.batch}, float32."
         ),
-        "command": " ".join(["python", "tools/peak_anatomy.py", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "hardware": "any: nothing here is timed",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "dr2net": dr2net.__version__,
-        },
+        **origin("tools/peak_anatomy.py"),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

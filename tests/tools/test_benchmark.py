@@ -59,6 +59,7 @@ class TestBenchmark:
         for name, found in case["methods"].items():
             assert found["bytes"]["peak"] >= found["bytes"]["kept"] > 0
             assert found["largest batch"] > 0
+            assert (found["streams"] is not None) == (name in STORED)
             if name in STORED:
                 assert kept[name] < kept["checkpoint, every block"] < kept[STORED[name]]
         assert kept["Dr²Net, exact (0, 1)"] < kept["Dr²Net, exact (1, 0.1)"]
@@ -79,6 +80,11 @@ class TestBenchmark:
         ("options", "message"),
         [
             (["--methods", "none"], "none has such a name; there are: conventional,"),
+            pytest.param(
+                ["--device", "cuda"],
+                "--device cuda: PyTorch finds no GPU here",
+                marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+            ),
             (["--steps", "0"], "--steps and --budget have to be above 0"),
             (["--sizes", "50"], "size 50 has to be a positive multiple of 16"),
             (["--frames", "3"], "frames 3 a multiple of 2"),
@@ -92,18 +98,21 @@ class TestBenchmark:
 
 
 class TestMeasurements:
-    def test_bytes_are_those_of_the_tensors(self):
-        weight = torch.ones(MEBI // 4, requires_grad=True)
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_bytes_are_those_of_the_tensors(self, device):
+        weight = torch.ones(MEBI // 4, device=device, requires_grad=True)
 
         def loss():
             doubled = weight * 2  # 1 MiB, kept by sin
-            return (doubled.sin() * 3).sum()  # 1 MiB each, dropped
+            return (doubled.sin() * 3).sum()
 
-        small = 64
-        found = measurements.peak_bytes(loss, [weight], "cpu")
+        small = 64 if device == "cpu" else 2048  # a GPU's are multiples of 512 bytes
+        found = measurements.peak_bytes(loss, [weight], device)
         assert found["kept"] == pytest.approx(MEBI, abs=small)
-        assert found["peak"] == pytest.approx(3 * MEBI, abs=small)
-        assert measurements.kept_bytes(loss) == found["kept"]
+        # What is kept, the gradient that sin's backward is given, the cosine, and their product.
+        assert found["peak"] == pytest.approx(4 * MEBI, abs=small)
+        if device == "cpu":
+            assert measurements.kept_bytes(loss) == found["kept"]
 
     @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
     def test_the_peak_of_the_process_is_seen(self):
@@ -185,7 +194,7 @@ class TestScaling:
         benchmark_scaling.main()
         rows = json.loads((tmp_path / "scaling_depth.json").read_text())["rows"]
         found = {(row["quantity"], row["method"]): row for row in rows}
-        assert found["kept (MB)", "Dr²Net, exact (0, 1)"]["power"] == "0.00"
+        assert float(found["kept (MB)", "Dr²Net, exact (0, 1)"]["power"]) < 0.05
         assert float(found["kept (MB)", "conventional"]["power"]) > 0.9
         assert found["s/step", "conventional"]["4"] == ""
         assert (tmp_path / "scaling_depth.png").read_bytes().startswith(b"\x89PNG")

@@ -7,14 +7,17 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 # Where there is no GPU, the profiler would say so on every call.
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
+
+import dr2net
 
 Loss = Callable[[], Tensor]
 
@@ -29,12 +32,54 @@ def take_step(loss: Loss) -> None:
 
 def seconds_of_step(loss: Loss, device: str) -> float:
     """Seconds of a forward and a backward, gradients being made anew."""
+    return _seconds(partial(take_step, loss), device)
+
+
+def _seconds(function: Callable[[], None], device: str) -> float:
     synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     synchronise()
     start = time.perf_counter()
-    take_step(loss)
+    function()
     synchronise()
     return time.perf_counter() - start
+
+
+def seconds_of_streams(model: nn.Module, loss: Loss, dtype: torch.dtype, device: str) -> float:
+    """Seconds that the chains' stream arithmetic takes of a step, forward and backward, alone.
+
+    Args:
+        model: A Dr²Net.
+        loss: Runs it.
+        dtype: Of what its modules return.
+        device: Where it is.
+    """
+    inputs = {}
+
+    def note(chain: nn.Module, args: tuple) -> None:
+        inputs[chain] = args[0].detach()
+
+    hooks = [chain.register_forward_pre_hook(note) for chain in dr2net.chains(model)]
+    with torch.no_grad():
+        loss()
+    for hook in hooks:
+        hook.remove()
+    outputs = {chain: torch.full_like(x, 0.01, dtype=dtype) for chain, x in inputs.items()}
+
+    def run() -> None:
+        for chain, x in inputs.items():
+            alpha, beta = chain.get_coefficients()
+            streams = chain.start_pass(chain.coupled_keys(), alpha, beta, x, (), {})
+            streams.start(x)
+            couplings = range(len(streams.couplings))
+            remainders = [
+                streams.advance(outputs[chain], keep_remainder=True)[2] for _ in couplings
+            ]
+            for index in reversed(couplings):
+                stream, _ = streams.rebuild(index, remainders.pop())
+                streams.retreat(index, stream, outputs[chain])
+
+    with torch.no_grad():
+        return statistics.median([_seconds(run, device) for _ in range(7)][2:])
 
 
 def peak_bytes(loss: Loss, parameters: Sequence[Tensor], device: str) -> dict[str, int]:
