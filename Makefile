@@ -37,7 +37,7 @@ test-slow: setup ## the slow tests
 demo: setup ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
 	$(BIN)/python tools/demo_video.py
 
-demo-detection: setup ## the same for a detector of small objects in large images (under 15 minutes)
+demo-detection: setup ## the same for a detector of small objects in large images (about 15 minutes)
 	$(BIN)/python tools/demo_detection.py
 
 demo-pointcloud: setup ## the same for the points of furnished rooms (under 15 minutes)

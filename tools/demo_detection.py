@@ -49,7 +49,7 @@ DEMO = three_ways.Demo(
     notes=(
         "AP (COCO's, and of objects up to 32² px) is the mean over seeds (lowest to highest) on "
         "whole images of 1024 × 1024 px that were not trained on, after the last epoch. Memory is "
-        "what autograd keeps from forward to backward of one training step of 3 tiles of 256 × 256 "
+        "what autograd keeps from forward to backward of one training step of 4 tiles of 256 × 256 "
         "px: by the whole model, by its backbone, and by the backbone's blocks alone per element "
         "of their streams. The gradient error is the relative L2 difference from the gradients of "
         "the same equations with activations stored. Seconds are medians of steps in which the "

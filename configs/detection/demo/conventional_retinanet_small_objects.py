@@ -30,7 +30,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f"{data_root}/val.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=4, val_interval=4)
+train_cfg = dict(max_epochs=5, val_interval=5)
 
 # What "make demo-detection" keeps of the pretrained network: everything but the layer that says
 # which class it is.

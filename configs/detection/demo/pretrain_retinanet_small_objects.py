@@ -28,7 +28,7 @@ metainfo = dict(classes=("disc", "square", "triangle", "bar"))
 in_process = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
     in_process,
-    batch_size=3,
+    batch_size=4,
     sampler=dict(type="SeededSampler", shuffle=True),
     dataset=dict(
         type="TiledDataset",
@@ -77,7 +77,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=3, val_interval=3)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=4)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
