@@ -208,10 +208,12 @@ class _ReversibleCoupling(torch.autograd.Function):
         if grad_x is not None and output.requires_grad:
             wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
             inputs = [tensors[i] for i in wanted]
+            grad_output = grad_x.to(output.dtype)
+            # The module's backward, where memory has its peak, needs the graph and not the output.
+            end = get_gradient_edge(output)
+            del output
             with _tensor_hooks_suspended(inputs):
-                found = torch.autograd.grad(
-                    output, inputs, grad_x.to(output.dtype), allow_unused=True
-                )
+                found = torch.autograd.grad(end, inputs, grad_output, allow_unused=True)
             for i, grad in zip(wanted, found, strict=True):
                 grads[i] = grad
         grad_in = (
