@@ -146,11 +146,11 @@ class FloatArithmetic:
     def unscale(self, y: Tensor, remainder: Tensor | None) -> Tensor:
         return y / self.beta
 
-    def add(self, y: Tensor, g: Tensor) -> Tensor:
-        return y + g.detach()
+    def add(self, y: Tensor, g: Tensor, in_place: bool = False) -> Tensor:
+        return torch.add(y, g.detach(), out=y if in_place else None)
 
-    def subtract(self, x: Tensor, g: Tensor) -> Tensor:
-        return x - g.detach()
+    def subtract(self, x: Tensor, g: Tensor, in_place: bool = False) -> Tensor:
+        return torch.sub(x, g.detach(), out=x if in_place else None)
 
 
 @dataclass(frozen=True)
@@ -243,17 +243,19 @@ class ExactArithmetic:
             torch.add(ceiling.add_(rest[part]), q, alpha=BETA_ONE, out=x[part])
         return x.as_strided(y.shape, y.stride())
 
-    def add(self, y: Tensor, g: Tensor) -> Tensor:
-        return self._combine(torch.add, y, g)
+    def add(self, y: Tensor, g: Tensor, in_place: bool = False) -> Tensor:
+        return self._combine(torch.add, y, g, in_place)
 
-    def subtract(self, x: Tensor, g: Tensor) -> Tensor:
-        return self._combine(torch.sub, x, g)
+    def subtract(self, x: Tensor, g: Tensor, in_place: bool = False) -> Tensor:
+        return self._combine(torch.sub, x, g, in_place)
 
-    def _combine(self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor) -> Tensor:
+    def _combine(
+        self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor, in_place: bool
+    ) -> Tensor:
         if torch.compiler.is_exporting():
             return operation(stream, self.encode(g))
         flat, output = _in_memory_order(stream), _in_memory_order(laid_out_like(stream, g))
-        result = torch.empty_like(flat)
+        result = flat if in_place else torch.empty_like(flat)
         for part in _parts(flat):
             operation(flat[part], self.encode(output[part]), out=result[part])
         return result.as_strided(stream.shape, stream.stride())

@@ -181,7 +181,7 @@ class _ReversibleCoupling(torch.autograd.Function):
         ctx.used = tensors[len(this_pass.side) :]
         ctx.random_state, ctx.block_state = random_state, block_state
         x, y, remainder = this_pass.advance(output, keep_remainder=True)
-        streams = (this_pass.x, this_pass.y, *this_pass.side) if keeps_streams else ()
+        streams = this_pass.keep_streams() if keeps_streams else ()
         ctx.save_for_backward(remainder, *streams)
         return x, y
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -72,6 +71,8 @@ class Pass:
         self.x: Tensor | None = None
         self.y: Tensor | None = None
         self.strides: tuple[int, ...] = ()
+        # What autograd has saved of the streams.
+        self.kept: tuple[Tensor | None, ...] = ()
         # Index of the coupling whose output the pair (x, y) is.
         self.position = -1
         # Of the streams before each coupling at which a row of rebuilt ones begins.
@@ -128,7 +129,8 @@ class Pass:
             return x, _stand_in(x), remainder
         self.output_peaks.append(peak(output))
         y, remainder = self.arithmetic.scale(self.x, keep_remainder)
-        self.x, self.y = self.arithmetic.add(self.y, output), y
+        in_place = self._is_own(self.y)
+        self.x, self.y = self.arithmetic.add(self.y, output, in_place), y
         return *self._decoded(), remainder
 
     def rebuild(self, index: int, remainder: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -142,6 +144,16 @@ class Pass:
             x = self.arithmetic.decode(stream)
         self.rebuilt_peaks[index] = peak(x)
         return stream, x
+
+    def keep_streams(self) -> tuple[Tensor | None, ...]:
+        """The streams for autograd to save, with the side inputs; they stay as they are."""
+        self.kept = (self.x, self.y)
+        return *self.kept, *self.side
+
+    def _is_own(self, stream: Tensor) -> bool:
+        """Whether a stream about to be dropped may be written over: fresh memory costs more."""
+        # At β = 1 the pair can be one tensor.
+        return self.x is not self.y and all(stream is not kept for kept in self.kept)
 
     def _decoded(self) -> tuple[Tensor, Tensor]:
         """The stream x as modules see it, and a tensor of its shape that carries y's gradient."""
@@ -199,16 +211,18 @@ class Pass:
                 self._raise_not_replayed(index + 1)
         # Hooks on saved tensors (save_on_cpu) return them contiguous.
         self.x, self.y = (_with_strides(tensor, self.strides) for tensor in (x, y))
+        self.kept = (self.x, self.y)
         self.side = list(map(_with_strides, side, self.side_strides))
 
     def retreat(self, index: int, stream: Tensor, output: Tensor) -> None:
         """Moves the streams back through coupling ``index``, given its input and output."""
         assert self.x is not None
         fused = kernels_for(self.arithmetic, self.x, output)
-        subtract = (
-            self.arithmetic.subtract if fused is None else partial(fused.subtract, self.arithmetic)
-        )
-        self.x, self.y = stream, subtract(self.x, output)
+        if fused is None:
+            y = self.arithmetic.subtract(self.x, output, in_place=self._is_own(self.x))
+        else:
+            y = fused.subtract(self.arithmetic, self.x, output)
+        self.x, self.y = stream, y
         self.position = index - 1
         if index in self.fingerprints:
             before, now = self.fingerprints[index], self._fingerprint()

@@ -168,3 +168,14 @@ def test_float_arithmetic_inverts_up_to_rounding():
     arithmetic = FloatArithmetic(0.25, torch.float64)
     x = torch.randn(10, dtype=torch.float64)
     torch.testing.assert_close(arithmetic.unscale(*arithmetic.scale(x)), x, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("name", ["exact", "float"])
+def test_in_place_is_the_same_in_the_streams_own_memory(name):
+    arithmetic = make_arithmetic(name, 1.0, 0.5, 4, torch.float32)
+    y, g = arithmetic.encode(torch.randn(3, 5)), torch.randn(3, 5)
+    for operation in (arithmetic.add, arithmetic.subtract):
+        expected, given = operation(y, g), y.clone()
+        found = operation(given, g, in_place=True)
+        assert torch.equal(found, expected)
+        assert found.data_ptr() == given.data_ptr()

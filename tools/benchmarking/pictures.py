@@ -1,6 +1,7 @@
 """Pictures of what the benchmarks measured; they need matplotlib."""
 
 from pathlib import Path
+from statistics import median
 
 import matplotlib as mpl
 
@@ -51,57 +52,31 @@ def draw_time_against_memory(path: Path, result: dict) -> None:
     """Peak memory and time of each method as shares of conventional's, one plot for each case."""
     cases = result["measured"]
     figure, plots = plt.subplots(
-        1, len(cases), figsize=(8 * len(cases), 5.5), squeeze=False, layout="constrained"
+        1, len(cases), figsize=(7 * len(cases) + 4, 5), squeeze=False, layout="constrained"
     )
     for axes, measured in zip(plots[0], cases, strict=True):
-        methods = measured["methods"]
-        base = methods["conventional"]
-        points = []
-        for name, found in methods.items():
+        base = measured["methods"]["conventional"]
+        shapes = {colour: iter("os^Dv") for colour in COLOURS.values()}
+        for name, found in measured["methods"].items():
             if "stored" in name:
                 continue  # what the others are compared with, not something to use
-            ratios = sorted(a / b for a, b in zip(found["seconds"], base["seconds"], strict=True))
-            point = found["bytes"]["peak"] / base["bytes"]["peak"], ratios[len(ratios) // 2]
-            points.append((point, name))
-            axes.scatter(*point, s=70, color=colour_of(name), zorder=3)
-        axes.set_xscale("log")
-        low, high = axes.get_ylim()
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
-        _label(axes, points)
+            colour = colour_of(name)
+            ratios = [a / b for a, b in zip(found["seconds"], base["seconds"], strict=True)]
+            memory = found["bytes"]["peak"] / base["bytes"]["peak"]
+            axes.scatter(
+                memory, median(ratios), s=80, color=colour, marker=next(shapes[colour]), label=name
+            )
+        axes.set_xlim(left=0)
         axes.set_xlabel("peak memory of a step / conventional")
         axes.set_ylabel("time of a step / conventional")
         axes.set_title(result["title"] if len(cases) == 1 else _case_title(measured["case"]))
         _tidy(axes)
+    plots[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     save(figure, path)
 
 
 def _case_title(case: dict) -> str:
     return ", ".join(f"{key} {value}" for key, value in case.items() if value not in (None, 0))
-
-
-def _label(axes: Axes, points: list[tuple[tuple[float, float], str]]) -> None:
-    """Write names beside points: in two columns of lines, so that no two names overlap."""
-    axes.figure.canvas.draw()
-    left = [
-        item for item in points if item[0][0] <= sorted(p[0][0] for p in points)[len(points) // 2]
-    ]
-    for group, x, align in (
-        (left, 0.02, "left"),
-        ([p for p in points if p not in left], 0.98, "right"),
-    ):
-        group = sorted(group, key=lambda item: item[0][1])
-        for place, (point, name) in enumerate(group):
-            axes.annotate(
-                name,
-                point,
-                xytext=(x, (place + 1) / (len(group) + 1)),
-                textcoords="axes fraction",
-                ha=align,
-                va="center",
-                fontsize=8,
-                color=colour_of(name),
-                arrowprops={"arrowstyle": "-", "color": colour_of(name), "alpha": 0.35},
-            )
 
 
 def draw_scaling(path: Path, result: dict) -> None:
@@ -123,8 +98,7 @@ def draw_scaling(path: Path, result: dict) -> None:
         for name, by_value in measured.items():
             here = {value: found[key] for value, found in by_value.items() if key in found}
             numbers = [
-                sorted(number)[len(number) // 2] if key == "seconds" else number / 1e6
-                for number in here.values()
+                median(number) if key == "seconds" else number / 1e6 for number in here.values()
             ]
             axes.plot(list(here), numbers, "o-", label=name, color=colour_of(name))
         values = list(next(iter(measured.values())))
