@@ -121,16 +121,17 @@ class Pass:
         assert self.y is not None
         fused = kernels_for(self.arithmetic, self.x, output)
         if fused is not None:
-            self.x, self.y, remainder, x, output_peak, stream_peak = fused.advance(
+            stream_x, stream_y, remainder, x, output_peak, stream_peak = fused.advance(
                 self.arithmetic, self.x, self.y, output, keep_remainder
             )
+            self._move(stream_x, stream_y)
             self.output_peaks.append(output_peak)
             self.stream_peaks.append(stream_peak)
             return x, _stand_in(x), remainder
         self.output_peaks.append(peak(output))
         y, remainder = self.arithmetic.scale(self.x, keep_remainder)
         in_place = self._is_own(self.y)
-        self.x, self.y = self.arithmetic.add(self.y, output, in_place), y
+        self._move(self.arithmetic.add(self.y, output, in_place), y)
         return *self._decoded(), remainder
 
     def rebuild(self, index: int, remainder: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -149,6 +150,16 @@ class Pass:
         """The streams for autograd to save, with the side inputs; they stay as they are."""
         self.kept = (self.x, self.y)
         return *self.kept, *self.side
+
+    def _move(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+        # Not held longer than they are needed.
+        self.kept = tuple(stream for stream in self.kept if stream is x or stream is y)
+
+    def _drop_streams(self) -> None:
+        self.x = self.y = None
+        self.kept = ()
+        self.side = []
 
     def _is_own(self, stream: Tensor) -> bool:
         """Whether a stream about to be dropped may be written over: fresh memory costs more."""
@@ -181,8 +192,7 @@ class Pass:
 
     def finish_forward(self) -> None:
         """Drops the streams and checks their peaks: once per pass, as a GPU has to wait for it."""
-        self.x = self.y = None
-        self.side = []
+        self._drop_streams()
         peaks = [torch.stack(self.output_peaks), torch.stack(self.stream_peaks)]
         outputs, streams = torch.stack(peaks).tolist()
         for index, pair in enumerate(zip(outputs, streams, strict=True)):
@@ -222,12 +232,11 @@ class Pass:
             y = self.arithmetic.subtract(self.x, output, in_place=self._is_own(self.x))
         else:
             y = fused.subtract(self.arithmetic, self.x, output)
-        self.x, self.y = stream, y
+        self._move(stream, y)
         self.position = index - 1
         if index in self.fingerprints:
             before, now = self.fingerprints[index], self._fingerprint()
-            self.x = self.y = None
-            self.side = []
+            self._drop_streams()
             if before is not None and now is not None and not torch.equal(before, now):
                 self._raise_not_replayed(index)
 

@@ -96,20 +96,23 @@ def draw_scaling(path: Path, result: dict) -> None:
     )
     for axes, (key, label) in zip(plots[0], keys, strict=True):
         for name, by_value in measured.items():
-            here = {value: found[key] for value, found in by_value.items() if key in found}
+            here = {int(value): found[key] for value, found in by_value.items() if key in found}
             numbers = [
                 median(number) if key == "seconds" else number / 1e6 for number in here.values()
             ]
             axes.plot(list(here), numbers, "o-", label=name, color=colour_of(name))
-        values = list(next(iter(measured.values())))
+        values = [int(value) for value in max(measured.values(), key=len)]
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xticks(values, [f"{value:,}" for value in values])
         axes.minorticks_off()
+        axes.set_xticks(values, [f"{value:,}" for value in values])
+        axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel(result["label"])
         axes.set_title(label)
         _tidy(axes)
-    plots[0][0].legend(fontsize=8)
+    lines, names = plots[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(result["title"])
     save(figure, path)
 
