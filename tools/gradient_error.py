@@ -9,6 +9,7 @@ good near (0, 1) only.
 
 import argparse
 import copy
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -33,8 +34,10 @@ PAIRS = ((1.0, 0.1), (0.6, 0.4), (0.4, 0.6), (0.0, 1.0))
 ARITHMETICS = {"previous reversible, float": "float", "Dr²Net, exact": "exact"}
 
 
-def measure(depth: int, size: int, precision: str) -> dict[str, list[list[float]]]:
+def measure(depth: int, size: int, precision: str) -> dict[str, list[list[float | None]]]:
     """Relative gradient errors against stored activations, by arithmetic, β (rows) and α (columns).
+
+    None stands for gradients that are not numbers.
 
     Args:
         depth: Blocks of a ViT of width 192.
@@ -53,10 +56,16 @@ def measure(depth: int, size: int, precision: str) -> dict[str, list[list[float]
             row = []
             for alpha in ALPHAS:
                 dr2net.set_coefficients(model, alpha, beta)
-                row.append(gradient_error(model, loss))
+                error = gradient_error(model, loss)
+                row.append(error if math.isfinite(error) else None)
             found[name].append(row)
-            print(f"{name}, beta {beta:g}: " + "  ".join(f"{e:.1e}" for e in row), flush=True)
+            print(f"{name}, beta {beta:g}:", *map(as_text, row), flush=True)
     return found
+
+
+def as_text(error: float | None) -> str:
+    """An error in two digits."""
+    return "NaN" if error is None else f"{error:.2g}"
 
 
 def main() -> None:
@@ -74,7 +83,7 @@ def main() -> None:
     rows = [
         {"arithmetic": name}
         | {
-            f"({alpha:g}, {beta:g})": f"{errors[name][BETAS.index(beta)][ALPHAS.index(alpha)]:.2g}"
+            f"({alpha:g}, {beta:g})": as_text(errors[name][BETAS.index(beta)][ALPHAS.index(alpha)])
             for alpha, beta in PAIRS
         }
         for name in errors
@@ -91,7 +100,7 @@ def main() -> None:
         "rows": rows,
         "notes": (
             "Relative L2 difference of the gradients of all parameters from those of the same "
-            "equations with activations stored, at four (α, β) of the schedule."
+            "equations with activations stored, at four (α, β) of the schedule. NaN: not numbers."
         ),
         "alphas": ALPHAS,
         "betas": BETAS,
