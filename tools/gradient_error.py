@@ -72,7 +72,7 @@ def main() -> None:
     """Measure, and write the result file and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=24, help="blocks")
-    parser.add_argument("--size", type=int, default=224, help="pixels of a side")
+    parser.add_argument("--size", type=int, default=112, help="pixels of a side")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder to write to")
     arguments = parser.parse_args()
