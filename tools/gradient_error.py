@@ -27,8 +27,8 @@ from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_error_plane
 from tools.result_files import markdown_table, write_json
 
-ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-BETAS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+ALPHAS = (0.0, 0.4, 0.6, 1.0)
+BETAS = (0.1, 0.4, 0.6, 1.0)
 # Of the schedule, for the table.
 PAIRS = ((1.0, 0.1), (0.6, 0.4), (0.4, 0.6), (0.0, 1.0))
 ARITHMETICS = {"previous reversible, float": "float", "Dr²Net, exact": "exact"}
