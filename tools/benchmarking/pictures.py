@@ -8,6 +8,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -124,13 +125,15 @@ def draw_error_plane(path: Path, result: dict) -> None:
     # Errors of 1 are as wrong as they get; 0, which has no logarithm, is told by its text.
     scale = mpl.colors.LogNorm(1e-4, 1)
     for axes, (name, rows) in zip(plots, errors.items(), strict=True):
-        # What is not a number is as wrong as what is off by all of its size.
-        numbers = [[1.0 if error is None else error for error in row] for row in rows]
-        clipped = [[min(max(number, 1e-4), 1.0) for number in row] for row in numbers]
+        # What is not a number is as wrong as what is off by all of its size; what was refused is
+        # left white.
+        special = {"NaN": 1.0, "beyond range": float("nan")}
+        numbers = [[special.get(error, error) for error in row] for row in rows]
+        clipped = np.clip(np.array(numbers, float), 1e-4, 1.0)  # which leaves NaN
         image = axes.imshow(clipped, origin="lower", norm=scale, cmap="YlOrRd", aspect="auto")
         for y, row in enumerate(rows):
             for x, error in enumerate(row):
-                text = "NaN" if error is None else "0" if error == 0 else f"{error:.0e}"
+                text = error if error in special else "0" if error == 0 else f"{error:.0e}"
                 dark = numbers[y][x] > 0.1
                 axes.text(x, y, text, ha="center", va="center", color="w" if dark else "k")
         axes.set_xticks(range(len(result["alphas"])), [f"{value:g}" for value in result["alphas"]])
