@@ -43,7 +43,7 @@ demo-detection: setup ## the same for a detector of small objects in large image
 demo-pointcloud: setup ## the same for the points of furnished rooms (under 15 minutes)
 	$(BIN)/python tools/demo_pointcloud.py
 
-benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (3 minutes)
+benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (under 3 minutes)
 	$(BIN)/python tools/benchmark.py --models vit_tiny --sizes 224 --batches 8 --steps 5 \
 	  --out work_dirs/benchmark/benchmark.json --plot work_dirs/benchmark/benchmark.png
 
