@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import dr2net
-from dr2net.diagnostics import error_growth, gradient_error
+from dr2net.diagnostics import gradient_error
 from tools.benchmark import loss_of
 from tools.benchmarking.networks import build, make_input
 from tools.benchmarking.origin import origin
@@ -108,7 +108,6 @@ def main() -> None:
         ),
         "alphas": ALPHAS,
         "betas": BETAS,
-        "growth": [[error_growth(alpha, beta) for alpha in ALPHAS] for beta in BETAS],
         "errors": errors,
     }
     path = arguments.results / "gradient_error.json"

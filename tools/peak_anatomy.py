@@ -6,7 +6,6 @@ Needs torch and timm, and matplotlib for the picture.
 """
 
 import argparse
-import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -94,7 +93,7 @@ def measure(network: str, size: int, batch: int) -> dict[str, dict[str, int]]:
     original = build(network, None, size, 0)
     parameters = list(original.parameters())
     x = make_input(batch, size, 0, "cpu")
-    elements = copy.copy(original).forward_features(x).numel()
+    elements = original.forward_features(x).numel()
     found = {}
     for name, make in WAYS.items():
         model = make(share_parameters(original))
