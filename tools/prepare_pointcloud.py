@@ -16,7 +16,6 @@ counted. docs/pointcloud.md has the layout.
 import argparse
 import os
 import re
-import shutil
 import sys
 import threading
 import warnings
@@ -34,7 +33,7 @@ from mmengine.utils import ProgressBar
 
 from tasks.pointcloud.class_names import CLASSES
 from tasks.pointcloud.room_files import Room
-from tasks.pointcloud.room_writing import write_room
+from tasks.pointcloud.room_writing import clear_partial_rooms, write_room
 
 # What is known of the published files: a byte that is no text, where others have put by hand what
 # must have been there.
@@ -177,8 +176,6 @@ def _show(line: bytes) -> str:
 
 def convert(source: Path, target: Path, workers: int) -> list[Outcome]:
     """Convert every room that is not there yet, in several processes with a progress bar."""
-    for left in target.glob("Area_*/*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
     places = {room: target / room.relative_to(source) for room in find_raw_rooms(source)}
     todo = {room: place for room, place in places.items() if not place.is_dir()}
     if len(todo) < len(places):
@@ -193,6 +190,7 @@ def convert(source: Path, target: Path, workers: int) -> list[Outcome]:
             outcomes[running[done]] = done.result()
             progress.update()
     print()
+    clear_partial_rooms(places.values())
     return [outcomes[room] for room in sorted(outcomes)]
 
 

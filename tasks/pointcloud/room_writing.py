@@ -1,9 +1,10 @@
 """Writes rooms as folders of .npy files and as .ply files, whole or not at all."""
 
+import glob
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,37 @@ def write_room(folder: Path, room: Room, classes: Sequence[str] = CLASSES, **sai
     """
     if room.instance is not None and room.instance.max() > np.iinfo(np.int16).max:
         raise ValueError(f"{folder}: {room.instance.max()} objects, instance.npy holds 32,767")
-    # Of its own for each process, so that one which outlives a killed parent disturbs nobody.
+    # Of its own for each process, so that two which write the same room do not mix their files.
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    np.save(partial / "coord.npy", room.coord)
-    np.save(partial / "color.npy", room.color)
-    for name in ("segment", "instance"):
-        values = getattr(room, name)
-        if values is not None:
-            np.save(partial / f"{name}.npy", values.astype(np.int16))
-    statement = {"classes": list(classes), **said}
-    (partial / STATEMENT).write_text(json.dumps(statement, indent=1, ensure_ascii=False) + "\n")
     try:
+        np.save(partial / "coord.npy", room.coord)
+        np.save(partial / "color.npy", room.color)
+        for name in ("segment", "instance"):
+            values = getattr(room, name)
+            if values is not None:
+                np.save(partial / f"{name}.npy", values.astype(np.int16))
+        statement = json.dumps({"classes": list(classes), **said}, indent=1, ensure_ascii=False)
+        (partial / STATEMENT).write_text(statement + "\n")
         partial.rename(folder)
     except OSError:
+        # Another process was sooner, and may have cleared this one's files away.
         if not folder.is_dir():
             raise
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def clear_partial_rooms(rooms: Iterable[Path]) -> None:
+    """Remove what killed processes left of these rooms, where the room is there whole.
+
+    A process that writes such a room at this moment takes the room as it is. What is left of a
+    room that is not there yet stays: nobody can tell whether its process still writes.
+    """
+    for folder in rooms:
+        if folder.is_dir():
+            for left in folder.parent.glob(f"{glob.escape(folder.name)}.*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_ply(

@@ -14,7 +14,7 @@ pytest.importorskip("mmengine")
 from tasks.pointcloud.class_names import CLASSES
 from tasks.pointcloud.room_files import find_rooms, read_room
 from tools.furnished_rooms import write_rooms
-from tools.prepare_pointcloud import main
+from tools.prepare_pointcloud import convert_room, main
 
 HALLWAY = "Area_5/hallway_6"
 
@@ -106,6 +106,30 @@ def test_a_second_run_keeps_what_is_there_and_adds_what_is_not(raw, converted, t
     assert_same_files(converted, tmp_path / "again")
     convert(raw, tmp_path / "again")
     assert_same_files(converted, tmp_path / "again")
+
+
+def test_what_a_killed_run_left_at_any_time_is_cleared(raw, converted, tmp_path):
+    shutil.copytree(converted, tmp_path / "again")
+    left = tmp_path / "again/Area_5/office_2.16587.partial"
+    left.mkdir()
+    (left / "coord.npy").touch()
+    convert(raw, tmp_path / "again")
+    assert_same_files(converted, tmp_path / "again")
+
+
+@pytest.mark.parametrize("stage", ["coord", "color", "segment", "instance"])
+def test_two_runs_at_once_end_with_the_same_files(raw, converted, tmp_path, monkeypatch, stage):
+    target, save = tmp_path / "s3dis", np.save
+
+    def another_run_is_sooner(file, array):
+        if file.name == f"{stage}.npy":
+            monkeypatch.setattr(np, "save", save)
+            convert(raw, target)
+        save(file, array)
+
+    monkeypatch.setattr(np, "save", another_run_is_sooner)
+    convert_room(raw / "Area_5/office_2", target / "Area_5/office_2")
+    assert_same_files(converted, target)
 
 
 @pytest.fixture
