@@ -48,8 +48,7 @@ from tools.benchmarking.methods import (
     reversible,
 )
 from tools.benchmarking.networks import NETWORKS, build, make_input
-from tools.benchmarking.origin import origin
-from tools.result_files import markdown_table, write_json
+from tools.result_files import markdown_table, origin, write_json
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def main() -> None:
         measured.append({"case": asdict(case), "methods": found})
         result = {
             "title": str(cases[0]) if len(cases) == 1 else "Ways to train with less memory.",
-            **origin("tools/benchmark.py", arguments.device),
+            **origin("tools/benchmark.py", ["timm"], arguments.device),
             "columns": list(rows[0]),
             "rows": rows,
             "notes": NOTES.format(steps=arguments.steps, warmup=arguments.warmup),

@@ -29,9 +29,8 @@ from tools.benchmark import Case, loss_of, share_parameters, time_in_turns
 from tools.benchmarking.measurements import growth_exponent, kept_bytes, peak_bytes
 from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS
 from tools.benchmarking.networks import build, make_input
-from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_scaling
-from tools.result_files import markdown_table, write_json
+from tools.result_files import markdown_table, origin, write_json
 
 CHOSEN = (CONVENTIONAL, CHECKPOINT, "Dr²Net, exact (1, 0.1)", "Dr²Net, exact (0, 1)")
 # Of the machine's memory that a method may be expected to take.
@@ -221,7 +220,7 @@ def main() -> None:
         times = TIMES.format(turns=arguments.turns) if sweep.steps else ""
         result = {
             "title": sweep.title,
-            **origin("tools/benchmark_scaling.py", "cpu" if sweep.steps else None),
+            **origin("tools/benchmark_scaling.py", ["timm"], "cpu" if sweep.steps else None),
             "columns": list(rows[0]),
             "rows": rows,
             "notes": NOTES.format(times=times, label=sweep.label),

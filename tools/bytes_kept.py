@@ -8,8 +8,6 @@ until the file is written anew.
 
 import logging
 import sys
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,11 +18,11 @@ import torch
 import dr2net
 from dr2net.diagnostics import bytes_kept
 from tools.families import EXAMPLES, Example
-from tools.result_files import write_json
+from tools.result_files import origin, write_json
 
 DEPTH = 4
 PAIRS = ((1.0, 0.1), (0.5, 0.5), (0.0, 1.0))
-PACKAGES = ("timm", "mmaction2", "onedl-mmdetection", "transformers", "torch")
+PACKAGES = ("timm", "mmaction2", "onedl-mmdetection", "transformers")
 RESULT = ROOT / "results/bytes_kept.json"
 
 
@@ -52,10 +50,7 @@ def main() -> None:
     ]
     result = {
         "title": f"Bytes kept by small networks of every family, with {DEPTH} blocks.",
-        "command": "python tools/bytes_kept.py",
-        "date": date.today().isoformat(),
-        "hardware": "any: nothing here is timed",
-        "versions": {package: version(package) for package in PACKAGES},
+        **origin("tools/bytes_kept.py", PACKAGES),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

@@ -8,8 +8,6 @@ The families are those of dr2net's registry, the networks those of ``tools/famil
 import copy
 import logging
 import sys
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,20 +22,17 @@ from dr2net.conversion import FAMILIES
 from dr2net.diagnostics import bytes_kept
 from dr2net.verification import projection
 from tools.families import EXAMPLES, Example
-from tools.result_files import write_json
+from tools.result_files import origin, write_json
 
 DEPTH = 4
-PACKAGES = ("timm", "mmaction2", "onedl-mmdetection", "transformers", "torch")
+PACKAGES = ("timm", "mmaction2", "onedl-mmdetection", "transformers")
 
 
 def measure() -> dict:
     """Return the contents of the result file."""
     return {
         "title": f"Small networks of every family, with {DEPTH} blocks in their last chain.",
-        "command": "python tools/family_table.py",
-        "date": date.today().isoformat(),
-        "hardware": "any: nothing here is timed",
-        "versions": {package: version(package) for package in PACKAGES},
+        **origin("tools/family_table.py", PACKAGES),
         "columns": list(describe("timm ViT", EXAMPLES["timm ViT"])),
         "rows": [describe(name, example) for name, example in EXAMPLES.items()],
         "notes": (

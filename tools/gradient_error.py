@@ -23,9 +23,8 @@ import dr2net
 from dr2net.diagnostics import gradient_error
 from tools.benchmark import loss_of
 from tools.benchmarking.networks import build, make_input
-from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_error_plane
-from tools.result_files import markdown_table, write_json
+from tools.result_files import markdown_table, origin, write_json
 
 ALPHAS = (0.0, 0.4, 0.6, 1.0)
 BETAS = (0.1, 0.4, 0.6, 1.0)
@@ -99,7 +98,7 @@ def main() -> None:
             f"Gradient error against stored activations, ViT of width 192 with {arguments.depth} "
             f"blocks, {tokens} tokens, {arguments.precision}."
         ),
-        **origin("tools/gradient_error.py", "cpu"),
+        **origin("tools/gradient_error.py", ["timm"], "cpu"),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

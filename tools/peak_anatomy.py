@@ -22,9 +22,8 @@ from tools.benchmark import loss_of, share_parameters
 from tools.benchmarking.measurements import peak_bytes
 from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS
 from tools.benchmarking.networks import build, make_input
-from tools.benchmarking.origin import origin
 from tools.benchmarking.pictures import draw_anatomy
-from tools.result_files import markdown_table, write_json
+from tools.result_files import markdown_table, origin, write_json
 
 PARTS = (
     "activations",
@@ -121,7 +120,7 @@ def main() -> None:
             f"MB at the peak of a step: {arguments.model}, {arguments.size} × {arguments.size} px, "
             f"batch {arguments.batch}, float32."
         ),
-        **origin("tools/peak_anatomy.py"),
+        **origin("tools/peak_anatomy.py", ["timm"]),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

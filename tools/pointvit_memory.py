@@ -7,8 +7,6 @@ Takes a minute and 8 GB of memory.
 
 import logging
 import sys
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,12 +20,11 @@ from mmengine.registry import MODELS, init_default_scope
 
 import dr2net
 from dr2net.diagnostics import bytes_kept
-from tools.result_files import write_json
+from tools.result_files import origin, write_json
 
 CONFIG = "configs/pointcloud/conventional_pix4point_s3dis.py"
 PARTS = ("embedding", "blocks", "decoder")
 PAIRS = ((1.0, 0.1), (0.5, 0.5), (0.0, 1.0))
-PACKAGES = ("timm", "torch")
 
 
 def measure(settings: dict, points: int) -> dict:
@@ -46,10 +43,7 @@ def measure(settings: dict, points: int) -> dict:
     rows.append({"part": "all"} | {way: f"{total / 1e6:,.0f}" for way, total in totals.items()})
     return {
         "title": f"MB kept from forward to backward by Pix4Point-S, one crop of {points:,} points.",
-        "command": "python tools/pointvit_memory.py",
-        "date": date.today().isoformat(),
-        "hardware": "any: nothing here is timed",
-        "versions": {package: version(package) for package in PACKAGES},
+        **origin("tools/pointvit_memory.py", ["timm"]),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

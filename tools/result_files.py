@@ -8,9 +8,15 @@ other key.
 import json
 import os
 import platform
+import sys
+from collections.abc import Iterable
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+import dr2net
 
 
 def write_json(path: Path, value: object) -> None:
@@ -28,6 +34,28 @@ def markdown_table(columns: list[str], rows: list[dict[str, str]]) -> str:
     lines.insert(1, ["-" * width for width in widths])
     padded = ([cell.ljust(n) for cell, n in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in padded)
+
+
+def origin(script: str, packages: Iterable[str] = (), device: str | None = None) -> dict:
+    """Return command, date, hardware and versions: how the result of this process came to be.
+
+    Args:
+        script: Path of the script from the root.
+        packages: Distributions that matter, beside torch.
+        device: That it measured times on, or None.
+    """
+    threads = f", {torch.get_num_threads()} threads"
+    return {
+        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "hardware": hardware(device) + threads if device else "any: nothing here is timed",
+        "versions": versions_of(["torch", *packages]) | {"dr2net": dr2net.__version__},
+    }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of Python and of installed distributions."""
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def hardware(device: str) -> str:

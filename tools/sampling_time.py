@@ -7,12 +7,9 @@ them. Where there is a GPU, it is timed too.
 """
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
@@ -26,7 +23,7 @@ from torch import Tensor
 from tasks.pointcloud import neighbours
 from tasks.pointcloud.neighbours import farthest_points, gather_points, nearest_points
 from tools.benchmarking.measurements import quartiles
-from tools.result_files import hardware, markdown_table, write_json
+from tools.result_files import markdown_table, origin, write_json
 
 CLOUDS, POINTS, SAMPLED, NEIGHBOURS = 8, 24_000, 6_000, 32
 THREADS = 2
@@ -83,14 +80,7 @@ def measure(rounds: int) -> dict:
         rows.append({"task": task, "method": method, "seconds": quartiles(taken)})
     return {
         "title": f"Farthest-point sampling and neighbour search of {CLOUDS} clouds at once.",
-        "command": "python tools/sampling_time.py",
-        "date": date.today().isoformat(),
-        "hardware": f"{hardware('cpu')}, {THREADS} threads",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "open3d": version("open3d"),
-        },
+        **origin("tools/sampling_time.py", ["open3d"], "cpu"),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

@@ -7,8 +7,6 @@ Takes some minutes and 8 GB of memory.
 
 import logging
 import sys
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,12 +22,11 @@ from torch import Tensor, nn
 
 import dr2net
 from dr2net.diagnostics import bytes_kept
-from tools.result_files import write_json
+from tools.result_files import origin, write_json
 
 CONFIG = "configs/detection/conventional_dino5scale_swinl_coco.py"
 IMAGE = (1, 3, 800, 1333)
 PAIRS = ((1.0, 0.1), (0.5, 0.5), (0.0, 1.0))
-PACKAGES = ("onedl-mmdetection", "torch")
 
 
 def measure() -> dict:
@@ -47,10 +44,7 @@ def measure() -> dict:
     rows.append({"part": "all", "blocks": str(sum(settings.depths)), **whole})
     return {
         "title": "MB kept from forward to backward by DINO's Swin-L, one image of 1333 × 800 px.",
-        "command": "python tools/swin_memory.py",
-        "date": date.today().isoformat(),
-        "hardware": "any: nothing here is timed",
-        "versions": {package: version(package) for package in PACKAGES},
+        **origin("tools/swin_memory.py", ["onedl-mmdetection"]),
         "columns": list(rows[0]),
         "rows": rows,
         "notes": (

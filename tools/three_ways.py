@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 
 from dr2net.openmmlab.checkpoint import open_checkpoint
 from tools.demo_measurements import describe, measure
-from tools.result_files import hardware, markdown_table, write_json
+from tools.result_files import markdown_table, origin, write_json
 from tools.training_runs import (
     Run,
     TrainingError,
@@ -30,7 +29,6 @@ from tools.training_runs import (
     finish,
     last_checkpoint,
     locked,
-    versions_of,
 )
 
 # By way and seed: what ``training_runs.read_curves`` returns.
@@ -120,10 +118,7 @@ def run_demo(demo: Demo, arguments: argparse.Namespace, lock: int) -> None:
         result,
         {
             "title": demo.title,
-            "command": " ".join(["python", f"tools/demo_{demo.name}.py", *sys.argv[1:]]),
-            "date": date.today().isoformat(),
-            "hardware": f"{hardware('cpu')}, {torch.get_num_threads()} threads",
-            "versions": versions_of(demo.packages),
+            **origin(f"tools/demo_{demo.name}.py", demo.packages, "cpu"),
             "columns": list(rows[0]),
             "rows": rows,
             "notes": demo.notes,

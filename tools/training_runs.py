@@ -4,17 +4,15 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from tools.result_files import write_json
+from tools.result_files import versions_of, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a validation logs beside its figures.
@@ -73,11 +71,6 @@ def discard_outdated(runs: Path, packages: Iterable[str], shrink: int) -> None:
     if not written.is_file() or written.read_text() != fingerprint:
         shutil.rmtree(runs, ignore_errors=True)
         written.write_text(fingerprint)
-
-
-def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of Python and of installed distributions."""
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def finish(run: Run, folder: Path, threads: int, lock: int) -> dict[str, list]:
