@@ -1,7 +1,7 @@
 """Memory, time and gradient error of ways to train a network with less memory, in one run.
 
     python tools/benchmark.py                                       # a ViT-S, on the CPU
-    python tools/benchmark.py --compile --out results/benchmark_cpu.json   # the README's table
+    python tools/benchmark.py --compile --out results/benchmark_compiled.json
     python tools/benchmark.py --device cuda --models vit_base vit_large --frames 16 \
         --batches 16 --precisions bfloat16 --compile --out results/benchmark_gpu.json
 
@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", metavar="TEXT", help="those whose name has a TEXT")
     parser.add_argument("--budget", type=float, default=8.0, help="GiB, for the largest batch")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
-    parser.add_argument("--steps", type=int, default=9, help="timed steps of each method")
+    parser.add_argument("--steps", type=int, default=9, help="timed steps of each; 0: bytes alone")
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps of each method")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -100,13 +100,16 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.methods:
         chosen = [name for name in methods if any(text in name for text in arguments.methods)]
         # Others are compared with these.
-        needed = {CONVENTIONAL, CHECKPOINT, *chosen, *(STORED.get(name) for name in chosen)}
+        references = {STORED.get(name) for name in chosen} if arguments.steps else set()
+        needed = {CONVENTIONAL, CHECKPOINT, *chosen, *references}
         if not chosen:
             parser.error(f"--methods: none has such a name; there are: {', '.join(methods)}")
         methods = {name: method for name, method in methods.items() if name in needed}
     arguments.methods = methods
-    if arguments.steps < 1 or arguments.warmup < 0 or arguments.budget <= 0:
-        parser.error("--steps and --budget have to be above 0, --warmup not below")
+    if arguments.steps < 0 or arguments.warmup < 0 or arguments.budget <= 0:
+        parser.error("--budget has to be above 0, --steps and --warmup not below")
+    if arguments.plot and not arguments.steps:
+        parser.error("--plot shows times: it needs --steps")
     return arguments
 
 
@@ -128,7 +131,7 @@ def loss_of(forward: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> C
 def measure(
     case: Case, methods: dict[str, Method], arguments: argparse.Namespace
 ) -> dict[str, dict]:
-    """Return, for each method, its seconds, bytes and gradient errors."""
+    """Return, for each method, its bytes and, unless no steps are timed, what ``race`` returns."""
     torch.manual_seed(0)
     device = arguments.device
     original = build(case.model, case.depth, case.size, case.frames).to(device)
@@ -137,13 +140,18 @@ def measure(
     double_batch = torch.cat([x, x])
     forwards = {name: make(share_parameters(original)) for name, make in methods.items()}
     losses = {name: loss_of(forward, x, case.precision) for name, forward in forwards.items()}
-    seconds = time_in_turns(losses, parameters, device, arguments.warmup, arguments.steps)
-    dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
-    streams = {
-        name: seconds_of_streams(forward, losses[name], dtype, device) if name in STORED else None
-        for name, forward in forwards.items()
-    }
-    errors = gradient_errors(original, x, losses, parameters)
+    timed: dict[str, dict] = {name: {} for name in methods}
+    if arguments.steps:
+        seconds = time_in_turns(losses, parameters, device, arguments.warmup, arguments.steps)
+        dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
+        errors = gradient_errors(original, x, losses, parameters)
+        for name, here in timed.items():
+            here["seconds"], here["errors"] = seconds[name], errors[name]
+            here["streams"] = (
+                seconds_of_streams(forwards[name], losses[name], dtype, device)
+                if name in STORED
+                else None
+            )
     fixed = 2 * sum(parameter.nbytes for parameter in parameters)
     found = {}
     for name, forward in forwards.items():
@@ -154,12 +162,10 @@ def measure(
             2 * case.batch: peak_bytes(larger, parameters, device)["peak"],
         }
         found[name] = {
-            "seconds": seconds[name],
             "bytes": bytes_here,
             "process": None if device.startswith("cuda") else process_peak(losses[name]),
             "largest batch": largest_batch(int(arguments.budget * 2**30), fixed, two),
-            "streams": streams[name],
-            "errors": errors[name],
+            **timed[name],
         }
     return found
 
@@ -221,30 +227,47 @@ def gradient_errors(
 def rows_of(case: Case, found: dict[str, dict], budget: float) -> Iterator[dict[str, str]]:
     """The rows of a case in the table."""
     for name, here in found.items():
-
-        def ratio(reference: str, here: dict = here) -> str:
-            if reference not in found or found[reference] is here:
-                return ""
-            pairs = zip(here["seconds"], found[reference]["seconds"], strict=True)
-            return quartiles(a / b for a, b in pairs)
-
-        median = statistics.median(here["seconds"])
-        error = here["errors"]
-        yield {
+        row = {
             "method": name,
             "kept (MB)": f"{here['bytes']['kept'] / 1e6:,.1f}",
             "peak (MB)": f"{here['bytes']['peak'] / 1e6:,.1f}",
             "process (MB)": "" if here["process"] is None else f"{here['process'] / 1e6:,.0f}",
             f"batch in {budget:g} GiB": str(here["largest batch"]),
-            "s/step": quartiles(here["seconds"], 3 if median < 0.5 else 2),
-            "samples/s": f"{case.batch / median:.3g}",
-            "time / conventional": ratio(CONVENTIONAL),
-            "time / checkpoint": ratio(CHECKPOINT),
-            "time / stored": ratio(STORED[name]) if name in STORED else "",
-            "streams / step": "" if here["streams"] is None else f"{here['streams'] / median:.1%}",
-            "error, float64": f"{error['float64']:.2g}",
-            "error, stored": f"{error['stored']:.2g}" if "stored" in error else "",
         }
+        yield row | (timed_cells if "seconds" in here else peak_ratios)(case, name, found)
+
+
+def peak_ratios(case: Case, name: str, found: dict[str, dict]) -> dict[str, str]:
+    """What the row of a method that was not timed has besides."""
+    peaks = {method: here["bytes"]["peak"] for method, here in found.items()}
+    return {
+        f"peak / {text}": f"{peaks[name] / peaks[method]:.3f}" if method != name else ""
+        for text, method in (("conventional", CONVENTIONAL), ("checkpoint", CHECKPOINT))
+    }
+
+
+def timed_cells(case: Case, name: str, found: dict[str, dict]) -> dict[str, str]:
+    """What the row of a method that was timed has besides."""
+    here = found[name]
+
+    def ratio(reference: str | None) -> str:
+        if reference not in found or reference == name:
+            return ""
+        pairs = zip(here["seconds"], found[reference]["seconds"], strict=True)
+        return quartiles(a / b for a, b in pairs)
+
+    median = statistics.median(here["seconds"])
+    error = here["errors"]
+    return {
+        "s/step": quartiles(here["seconds"], 3 if median < 0.5 else 2),
+        "samples/s": f"{case.batch / median:.3g}",
+        "time / conventional": ratio(CONVENTIONAL),
+        "time / checkpoint": ratio(CHECKPOINT),
+        "time / stored": ratio(STORED.get(name)),
+        "streams / step": "" if here["streams"] is None else f"{here['streams'] / median:.1%}",
+        "error, float64": f"{error['float64']:.2g}",
+        "error, stored": f"{error['stored']:.2g}" if "stored" in error else "",
+    }
 
 
 NOTES = (
@@ -252,11 +275,13 @@ NOTES = (
     "step; both beyond weights and gradients of the parameters, exact, from PyTorch's allocator, "
     "1 MB = 10^6 bytes. Process: by how much the step raised the memory of the process. Largest "
     "batch: of weights, their gradients and the peak, by the line through the peaks of this batch "
-    "and of twice as many. Time: median (quartiles) of {steps} steps, the methods taking turns "
-    "after {warmup} to warm up; ratios are of steps of the same turn. Streams: the arithmetic of "
-    "the streams, run alone, as a share of the step. Errors: relative L2 difference of the "
-    "gradients of all parameters, from float64 and from the same equations with activations "
-    "stored. Offloading has no row where there is no GPU to offload from."
+    "and of twice as many.{times} Offloading has no row where there is no GPU to offload from."
+)
+TIMES = (
+    " Time: median (quartiles) of {steps} steps, the methods taking turns after {warmup} to warm "
+    "up; ratios are of steps of the same turn. Streams: the arithmetic of the streams, run alone, "
+    "as a share of the step. Errors: relative L2 difference of the gradients of all parameters, "
+    "from float64 and from the same equations with activations stored (by MLPs that run whole)."
 )
 
 
@@ -267,6 +292,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*gradients cannot be trusted")
     names = ("models", "depths", "sizes", "frames", "batches", "precisions")
     cases = [Case(*values) for values in product(*(getattr(arguments, name) for name in names))]
+    times = TIMES.format(steps=arguments.steps, warmup=arguments.warmup) if arguments.steps else ""
+    timed_on = arguments.device if arguments.steps else None
     rows, measured = [], []
     for case in cases:
         found = measure(case, arguments.methods, arguments)
@@ -276,10 +303,10 @@ def main() -> None:
         measured.append({"case": asdict(case), "methods": found})
         result = {
             "title": str(cases[0]) if len(cases) == 1 else "Ways to train with less memory.",
-            **origin("tools/benchmark.py", ["timm"], arguments.device),
+            **origin("tools/benchmark.py", ["timm"], timed_on),
             "columns": list(rows[0]),
             "rows": rows,
-            "notes": NOTES.format(steps=arguments.steps, warmup=arguments.warmup),
+            "notes": NOTES.format(times=times),
             "measured": measured,
         }
         # After every case, so that a long run that is cut short has not been in vain.

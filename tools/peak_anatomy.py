@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import dr2net
 from tools.benchmark import loss_of, share_parameters
 from tools.benchmarking.measurements import peak_bytes
-from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS
+from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS, MLP_TOKENS
 from tools.benchmarking.networks import build, make_input
 from tools.benchmarking.pictures import draw_anatomy
 from tools.result_files import markdown_table, origin, write_json
@@ -33,20 +33,13 @@ PARTS = (
     "gradients of the streams",
     "one module",
 )
-SLICE = 64  # tokens
-
-
-def sliced(model: nn.Module) -> nn.Module:
-    """A Dr²Net at (0, 1) whose MLPs run over slices of tokens."""
-    dr2net.convert(model, 0, 1)
-    dr2net.slice_mlps(model, SLICE)
-    return model
-
-
-WAYS = {
-    name: METHODS[name]
-    for name in (CONVENTIONAL, CHECKPOINT, "Dr²Net, exact (1, 0.1)", "Dr²Net, exact (0, 1)")
-} | {f"Dr²Net, exact (0, 1), MLPs of {SLICE} tokens": sliced}
+WAYS = (
+    CONVENTIONAL,
+    CHECKPOINT,
+    "Dr²Net, exact (1, 0.1)",
+    "Dr²Net, exact (0, 1)",
+    f"Dr²Net, exact (0, 1), MLPs of {MLP_TOKENS} tokens",
+)
 
 
 def anatomy(
@@ -87,15 +80,15 @@ def anatomy(
 
 
 def measure(network: str, size: int, batch: int) -> dict[str, dict[str, int]]:
-    """Return ``anatomy`` of each way to train."""
+    """Return ``anatomy`` of each of ``WAYS``."""
     torch.manual_seed(0)
     original = build(network, None, size, 0)
     parameters = list(original.parameters())
     x = make_input(batch, size, 0, "cpu")
     elements = original.forward_features(x).numel()
     found = {}
-    for name, make in WAYS.items():
-        model = make(share_parameters(original))
+    for name in WAYS:
+        model = METHODS[name](share_parameters(original))
         found[name] = anatomy(model, loss_of(model, x, "float32"), parameters, elements)
     return found
 

@@ -74,7 +74,26 @@ class TestBenchmark:
             "checkpoint, every block",
             "Dr²Net, stored (0, 1)",
             "Dr²Net, exact (0, 1)",
+            "Dr²Net, exact (0, 1), MLPs of 256 tokens",
         ]
+
+    def test_without_timed_steps_bytes_are_compared(self, small, tmp_path):
+        out = tmp_path / "result.json"
+        options = [*SMALL, "--steps", "0", "--methods", "exact", "--out", out]
+        assert benchmark(*options, folder=tmp_path).returncode == 0
+        result = json.loads(out.read_text())
+        assert result["hardware"] == "any: nothing here is timed"
+        assert {"seconds", "errors"}.isdisjoint(result["measured"][0]["methods"]["conventional"])
+        timed = small[1]["measured"][0]["methods"]
+        peaks = {name: found["bytes"]["peak"] for name, found in timed.items()}
+        rows = {row["method"]: row for row in result["rows"]}
+        assert set(rows) == {name for name in METHODS if "exact" in name} | {
+            "conventional",
+            "checkpoint, every block",
+        }
+        for name, row in rows.items():
+            share = peaks[name] / peaks["conventional"]
+            assert row["peak / conventional"] in (f"{share:.3f}", "")
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -85,7 +104,8 @@ class TestBenchmark:
                 "--device cuda: PyTorch finds no GPU here",
                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
             ),
-            (["--steps", "0"], "--steps and --budget have to be above 0"),
+            (["--steps", "-1"], "--steps and --warmup not below"),
+            (["--steps", "0", "--plot", "times.png"], "--plot shows times: it needs --steps"),
             (["--sizes", "50"], "size 50 has to be a positive multiple of 16"),
             (["--frames", "3"], "frames 3 a multiple of 2"),
             (["--models", "swin_large", "--frames", "2"], "swin_large takes images"),

@@ -71,11 +71,17 @@ def keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Ch
 
 
 def reversible(
-    model: nn.Module, alpha: float, beta: float, arithmetic: str = "exact", stored: bool = False
+    model: nn.Module,
+    alpha: float,
+    beta: float,
+    arithmetic: str = "exact",
+    stored: bool = False,
+    mlp_tokens: int | None = None,
 ) -> nn.Module:
-    """A Dr²Net; ``stored`` keeps its activations."""
+    """A Dr²Net; ``stored`` keeps its activations, ``mlp_tokens`` are those of slices of MLPs."""
     dr2net.convert(model, alpha, beta, arithmetic)
     dr2net.set_reversible(model, not stored)
+    dr2net.slice_mlps(model, mlp_tokens)
     return model
 
 
@@ -110,6 +116,8 @@ def offloaded(model: nn.Module) -> Forward:
     return forward
 
 
+MLP_TOKENS = 256
+
 CONVENTIONAL = "conventional"
 CHECKPOINT = "checkpoint, every block"
 
@@ -129,14 +137,17 @@ for pair in PAIRS:
     stored = f"Dr²Net, stored {pair}"
     METHODS[stored] = partial(reversible, alpha=pair[0], beta=pair[1], stored=True)
     COEFFICIENTS[stored] = pair
-    for name, arithmetic in (("previous reversible, float", "float"), ("Dr²Net, exact", "exact")):
-        if name == "previous reversible, float" and pair == (0.5, 0.5):
+    rebuilt: dict[str, dict[str, Any]] = {
+        f"previous reversible, float {pair}": {"arithmetic": "float"},
+        f"Dr²Net, exact {pair}": {},
+        f"Dr²Net, exact {pair}, MLPs of {MLP_TOKENS} tokens": {"mlp_tokens": MLP_TOKENS},
+    }
+    for name, options in rebuilt.items():
+        if "previous" in name and pair == (0.5, 0.5):
             continue
-        METHODS[f"{name} {pair}"] = partial(
-            reversible, alpha=pair[0], beta=pair[1], arithmetic=arithmetic
-        )
-        STORED[f"{name} {pair}"] = stored
-        COEFFICIENTS[f"{name} {pair}"] = pair
+        METHODS[name] = partial(reversible, alpha=pair[0], beta=pair[1], **options)
+        STORED[name] = stored
+        COEFFICIENTS[name] = pair
 
 OFFLOADED: dict[str, Method] = {"offload to pinned memory": offloaded}
 
