@@ -27,7 +27,7 @@ _context.set_forkserver_preload(
 # By rank. They outlive a call, since PyTorch's first operations in a process take a second.
 _workers: list[tuple[Any, Connection]] = []
 
-SECONDS = 60
+SECONDS = 180
 
 
 def run_in_processes(

@@ -15,7 +15,7 @@ import torch
 from dr2net.openmmlab.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+SECONDS = 300
 
 ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
