@@ -38,9 +38,10 @@ __all__ = ["ReversibleChain", "residual"]
 # gradients of a 12-block ViT were measured to be off by more than a hundredth.
 UNTRUSTED_ERROR = 1e-2
 
-# Coefficients are kept as integer multiples of 2^-54: exact for every β, and for every float64 α
-# from a quarter up.
+# Coefficients are kept as integer multiples of 2^-54. Of β, a multiple of 2^-16, the low bits are
+# free: they take what is left of an α below a quarter, in multiples of 2^-91.
 COEFFICIENT_ONE = 1 << 54
+REST_ONE = 1 << 91
 
 
 def residual(branch: Callable[..., Tensor], shortcut_first: bool = True) -> Branch:
@@ -138,7 +139,9 @@ class ReversibleChain(nn.Module):
             ValueError: if α is not in [0, 1], or β neither 0 nor in [2^-8, 1].
         """
         check_coefficients(alpha, beta)
-        pair = [round(float(value) * COEFFICIENT_ONE) for value in (alpha, round_beta(beta))]
+        large = round(float(alpha) * COEFFICIENT_ONE)
+        rest = round((float(alpha) - large / COEFFICIENT_ONE) * REST_ONE)
+        pair = [large, round(round_beta(beta) * COEFFICIENT_ONE) + rest]
         # In the mode of the buffer: inference mode would not count this as a change. On the CPU,
         # also under torch.device("meta").
         with torch.inference_mode(self.coefficients.is_inference()):
@@ -162,11 +165,19 @@ class ReversibleChain(nn.Module):
 
     def _read_coefficients(self) -> tuple[float, float]:
         buffer = self.coefficients
-        alpha, beta = (value / COEFFICIENT_ONE for value in buffer.tolist())
-        check_coefficients(alpha, beta)
-        pair = alpha, round_beta(beta)
+        large, last = buffer.tolist()
+        beta = round_beta(last / COEFFICIENT_ONE)
+        check_coefficients(large / COEFFICIENT_ONE, beta)
+        # An average over models is no multiple of 2^-16; an α of 0 stays 0 there.
+        rest = last - round(beta * COEFFICIENT_ONE) if large else 0
+        pair = large / COEFFICIENT_ONE + rest / REST_ONE, beta
         self._known = buffer, 0 if buffer.is_inference() else buffer._version, pair
         return pair
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self.coefficients.is_meta:
+            self._read_coefficients()  # of a copy, whose buffer has another version
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         _, _, pair = self._known
@@ -293,6 +304,11 @@ class ReversibleChain(nn.Module):
             raise RuntimeError(
                 f"{self.name} cannot be traced at beta > 0: export with torch.export, or "
                 "torch.onnx.export(..., dynamo=True)."
+            )
+        if getattr(self, "_is_replica", False) and self.rebuilds():
+            raise RuntimeError(
+                f"{self.name} cannot rebuild activations in a replica of nn.DataParallel, whose "
+                "weights are no parameters: use DistributedDataParallel, one process for each GPU."
             )
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(

@@ -72,7 +72,10 @@ def _stored_coupling(this_pass: Pass, index: int, x: Tensor, y: Tensor) -> tuple
     # view_as, which may give other strides, by which kernels are chosen.
     # The last is made first, as backward reaches views in the reverse order: a tensor given twice
     # has its gradients summed in the order of the recomputation.
-    side = [tensor[...] for tensor in reversed(this_pass.side)][::-1]
+    side = [
+        tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
+        for tensor in reversed(this_pass.side)
+    ][::-1]
     output = this_pass.call(index, for_module, side)
     return _StoredCoupling.apply(this_pass, output, for_y, y)
 

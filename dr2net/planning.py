@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from .chain import ReversibleChain
 from .conversion import chains, set_reversible
 from .diagnostics import bytes_kept
+from .distributed import refuse_sharded
 from .replay import undisturbed
 from .streams import Branch
 from .verification import observed, projection
@@ -106,6 +107,7 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
         ValueError: the network has no chains, or is not in training mode at β > 0, or the budget
             is not positive.
     """
+    refuse_sharded(model.modules(), "plan before it is sharded.")
     # Not those that are frozen in eval mode, say: they rebuild nothing.
     found = [chain for chain in chains(model) if chain.rebuilds()]
     if not found:

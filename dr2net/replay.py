@@ -16,7 +16,14 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AutocastState", "RandomState", "run_recorded", "run_replayed", "undisturbed"]
+__all__ = [
+    "AutocastState",
+    "RandomState",
+    "run_recorded",
+    "run_replayed",
+    "undisturbed",
+    "without_benchmark",
+]
 
 RandomState = list[Tensor]
 """States of the generators that a module can draw from: the CPU's, then the device's."""
@@ -50,6 +57,24 @@ class AutocastState:
                     torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
                 )
             yield
+
+
+@contextmanager
+def without_benchmark(device: torch.device) -> Iterator[None]:
+    """Has cuDNN choose algorithms by rule and not by trial.
+
+    Every thread tries for itself, and a recomputation runs in autograd's: of two that are about as
+    fast, forward could take one and backward the other, which rounds differently.
+    """
+    before = torch.backends.cudnn.benchmark
+    if device.type == "cpu" or not before:
+        yield
+        return
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def random_state(device: torch.device) -> RandomState:
@@ -87,7 +112,12 @@ def run_replayed(
     statistics without telling autograd.
     """
     outside = None if state is None else random_state(device)
-    values = [(buffer, buffer.clone()) for buffer in buffers]
+    # One whose elements share memory (an expanded one) cannot be written, by kernels neither.
+    values = [
+        (buffer, buffer.clone())
+        for buffer in buffers
+        if torch._debug_has_internal_overlap(buffer) != 1
+    ]
     if state is not None:
         set_random_state(device, state)
     try:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_structure, tree_unflatten
 
 from .arithmetic import Arithmetic
 from .kernels import kernels_for
-from .replay import AutocastState
+from .replay import AutocastState, without_benchmark
 
 __all__ = ["Branch", "Pass", "ShapeError", "check_shape", "peak"]
 
@@ -66,7 +66,9 @@ class Pass:
         # The side inputs' tensors go to autograd to be saved; the rest of the arguments stays here.
         leaves, self.spec = tree_flatten((args, kwargs))
         self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        self.side_strides = [tensor.stride() for tensor in self.side]
+        self.side_strides = [
+            tensor.stride() if tensor.layout == torch.strided else None for tensor in self.side
+        ]
         self.leaves = [_SIDE_INPUT if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self.x: Tensor | None = None
         self.y: Tensor | None = None
@@ -108,11 +110,16 @@ class Pass:
         args, kwargs = tree_unflatten(leaves, self.spec)
         block, branch = self.couplings[index]
         try:
-            with self.autocast.replayed():
+            with self.autocast.replayed(), without_benchmark(self.device):
                 output = branch(block, x, self.alpha, *args, **kwargs)
             check_shape(output, x)
         except ShapeError as error:
             raise ShapeError(f"{self.coupling_names[index]}: {error}") from None
+        if tree_structure((args, kwargs)) != self.spec:
+            raise RuntimeError(
+                f"{self.coupling_names[index]} changed a list or dict that it was given: it gets "
+                "copies, so that what it puts there is lost. Use a forward hook to collect values."
+            )
         return output
 
     def advance(self, output: Tensor, keep_remainder: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -207,10 +214,12 @@ class Pass:
                 f"NaN or infinity at {place}. Look for it in the input and the parameters, lower "
                 "the learning rate, or autocast to bfloat16 instead of float16."
             )
+        is_narrow = getattr(self.arithmetic, "word", None) == torch.int32
+        wider = "arithmetic='exact64', or " if is_narrow else ""
         raise OverflowError(
             f"A stream reached {peak:.4g} at {place}; words of {self.arithmetic} hold values up to "
-            f"{self.arithmetic.limit:.4g}. Use arithmetic='exact64', or coefficients under which "
-            f"streams grow less than at (alpha, beta) = ({self.alpha:g}, {self.arithmetic.beta:g})."
+            f"{self.arithmetic.limit:.4g}. Use {wider}coefficients under which streams grow less "
+            f"than at (alpha, beta) = ({self.alpha:g}, {self.arithmetic.beta:g})."
         )
 
     def restart_backward(self, index: int, x: Tensor, y: Tensor, *side: Tensor) -> None:
@@ -282,9 +291,9 @@ def _in_a_memory_format(x: Tensor) -> Tensor:
     return x if last and x.is_contiguous(memory_format=last) else x.contiguous()
 
 
-def _with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+def _with_strides(tensor: Tensor, strides: tuple[int, ...] | None) -> Tensor:
     """``tensor`` with the strides it had, by which kernels are chosen, if they leave no gaps."""
-    if tensor.stride() == strides:
+    if strides is None or tensor.stride() == strides:
         return tensor
     wanted = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     # 0: all elements lie apart, without gaps.

@@ -399,8 +399,8 @@ def test_precision_changes_leave_coefficients_alone():
     assert chain.half().bfloat16().double().get_coefficients() == before
 
 
-@pytest.mark.parametrize("alpha", [1, 0.9, 0.7, 0.3, 1 / 3, 0.25, 0])
-@pytest.mark.parametrize("beta", [1, 0.1, 2**-8])
+@pytest.mark.parametrize("alpha", [1, 0.9, 0.7, 0.3, 1 / 3, 0.25, 0.15, 0.1, 1e-3 / 7, 0])
+@pytest.mark.parametrize("beta", [1, 0.1, 2**-8, 0])
 def test_coefficients_are_given_back_exactly(alpha, beta):
     assert make_chain(alpha, beta).get_coefficients() == (alpha, round_beta(beta))
 
@@ -416,6 +416,13 @@ def test_copies_and_pickles_are_independent_and_equal():
     for twin in (copy.deepcopy(chain), pickle.loads(pickle.dumps(chain))):
         assert_same_bits(gradients(chain, x), gradients(twin, x))
         assert not {id(p) for p in chain.parameters()} & {id(p) for p in twin.parameters()}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
+def test_copies_are_exported_at_once(copied):
+    twin = copied(make_chain(0.7, 0.3)).eval()
+    x = stream().detach()
+    assert torch.equal(torch.export.export(twin, (x,)).module()(x), twin(x))
 
 
 @pytest.mark.parametrize("use_buffers", [False, True])
@@ -485,6 +492,13 @@ def test_nan_in_the_input_is_named():
 def test_values_beyond_the_word_are_refused(size):
     chain = faulty(lambda output: torch.full_like(output, size))
     with pytest.raises(OverflowError, match=r"coupling 1 \(chain.1, branch\).*exact64"):
+        chain(stream())
+
+
+def test_beyond_wide_words_none_wider_are_advised():
+    chain = faulty(lambda output: torch.full_like(output, 1e12))
+    chain.arithmetic = "exact64"
+    with pytest.raises(OverflowError, match="Use coefficients under which streams grow less"):
         chain(stream())
 
 

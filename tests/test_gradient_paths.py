@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 import dr2net
 from dr2net import ReversibleChain, residual
+from dr2net.replay import without_benchmark
 from tests.toy import Block, assert_same_bits, gate, gradients, make_chain, mix
 
 WEIGHTS = torch.linspace(-1, 2, 8)
@@ -247,3 +248,62 @@ def test_a_parameter_of_two_branches_is_stepped_after_both():
         model(X).sum().backward()
         assert len(calls) == 1
     assert torch.equal(chain[0].norm.weight.grad, twin[0].norm.weight.grad)
+
+
+def test_an_expanded_buffer_is_left_alone():
+    chain, x = make_chain(), stream()
+    for block in chain:
+        block.register_buffer("scale", torch.ones(1).expand(8))
+    assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+
+
+@residual
+def propagate(block, x, adjacency):
+    return torch.stack([adjacency @ sample for sample in mix.__wrapped__(block, x)])
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", ["to_sparse_coo", "to_sparse_csr"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_sparse_matrix_beside_x(layout, trained):
+    x, adjacency = stream(), getattr(torch.eye(5).roll(1, 0), layout)()
+    adjacency.requires_grad_(trained)
+
+    def step(chain):
+        chain(x, adjacency).square().mean().backward()
+        grads = [parameter.grad for parameter in chain.parameters()]
+        if trained:
+            grads.append(adjacency.grad.to_dense())
+            adjacency.grad = None
+        return grads
+
+    assert_same_bits(*both_ways(step, make_chain(branches=(propagate,))))
+
+
+@residual
+def collect(block, x, collected):
+    collected.append(x.mean())
+    return mix.__wrapped__(block, x)
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_values_put_into_a_list_are_not_lost_without_a_word(reversible):
+    chain = make_chain(branches=(collect,))
+    chain.reversible = reversible
+    with pytest.raises(RuntimeError, match=r"coupling 0 .* changed a list or dict"):
+        chain(stream(), collected=[])
+
+
+def test_replicas_of_data_parallel_are_refused():
+    replica = make_chain()._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        replica(stream())
+
+
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_algorithms_are_not_chosen_by_trial_on_a_gpu(monkeypatch, benchmark):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    for device, expected in (("cuda", False), ("cpu", benchmark)):
+        with without_benchmark(torch.device(device)):
+            assert torch.backends.cudnn.benchmark == expected
+        assert torch.backends.cudnn.benchmark == benchmark

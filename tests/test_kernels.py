@@ -134,12 +134,19 @@ def test_a_chain_on_kernels_gives_the_same_bits(coupling, monkeypatch, alpha_bet
 
 
 @runs_kernels
-def test_the_check_of_a_device_finds_wrong_bits(coupling, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "output"), [(d, d) for d in DTYPES] + [(torch.float32, torch.bfloat16)], ids=str
+)
+def test_the_check_of_a_device_finds_wrong_bits(coupling, monkeypatch, dtype, output):
     device = torch.device(DEVICE)
-    assert kernels.gives_reference_bits(coupling, device)
-    right = coupling.subtract
-    monkeypatch.setattr(coupling, "subtract", lambda *args: right(*args) + 1)
-    assert not kernels.gives_reference_bits(coupling, device)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert kernels.gives_reference_bits(coupling, device, dtype, output)
+        right = coupling.subtract
+        monkeypatch.setattr(coupling, "subtract", lambda *args: right(*args) + 1)
+        assert not kernels.gives_reference_bits(coupling, device, dtype, output)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_kernels_serve_exact_arithmetic_on_a_gpu_alone():

@@ -40,7 +40,8 @@ MODULES: dict[type, tuple[str, str]] = {
 
 
 def convolutions(block: Any, x: Tensor, alpha: float) -> Tensor:
-    names, activation = MODULES[type(block)]
+    # FSDP2 derives a class from that of a block it shards.
+    names, activation = next(MODULES[kind] for kind in type(block).__mro__ if kind in MODULES)
     output = _scales(block, x) if isinstance(block, Bottle2neck) else x
     for name in names.split():
         module = getattr(block, name)

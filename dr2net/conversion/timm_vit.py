@@ -8,7 +8,6 @@ Vision Transformers", https://arxiv.org/abs/2203.09795
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import torch
@@ -63,9 +62,10 @@ def parallel(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
         added.append(block.drop_path(output))
         return 0
 
-    # A copy that shares all modules, where ``keep`` stands before the sum.
-    part = copy(block)
-    vars(part)["drop_path"] = keep
+    # A copy that shares all modules, where ``keep`` stands before the sum. Not by copy(), which
+    # FSDP2 makes call __init__ where it has sharded the block.
+    part = object.__new__(type(block))
+    vars(part).update(vars(block), drop_path=keep)
     type(block).forward(part, x, **attention_options)
     return added[0]
 

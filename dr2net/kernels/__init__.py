@@ -34,19 +34,26 @@ def kernels_for(arithmetic: Arithmetic, stream: Tensor, *values: Tensor) -> Modu
         and stream.numel() % 8 == 0
         and torch.float64 not in (arithmetic.dtype, *(value.dtype for value in values))
     )
-    return _kernels_of(stream.device) if fits else None
+    if not fits:
+        return None
+    dtypes = [value.dtype for value in values]
+    return _kernels_of(stream.device, arithmetic.dtype, *dtypes or [arithmetic.dtype])
 
 
 @cache
-def _kernels_of(device: torch.device) -> ModuleType | None:
-    """The kernels, once they have given the reference's bits on ``device``."""
+def _kernels_of(
+    device: torch.device, dtype: torch.dtype, output_dtype: torch.dtype
+) -> ModuleType | None:
+    """The kernels, once they have given the reference's bits on ``device`` with such tensors."""
     if find_spec("triton") is None:
         return None
     try:
         kernels = import_module(".coupling", __name__)
-        good, reason = gives_reference_bits(kernels, device), "they give other bits"
+        good = gives_reference_bits(kernels, device, dtype, output_dtype)
+        reason = "they give other bits"
     except Exception as error:  # Triton's compilers raise whatever they please
-        good, reason = False, f"{type(error).__name__}: {error}"
+        good = False
+        reason = f"{type(error).__name__}: {error}"
     if good:
         return kernels
     warnings.warn(
@@ -57,14 +64,21 @@ def _kernels_of(device: torch.device) -> ModuleType | None:
     return None
 
 
-def gives_reference_bits(kernels: ModuleType, device: torch.device) -> bool:
-    """Whether a coupling there and back gives on ``device`` what ``ExactArithmetic`` gives."""
-    values = torch.linspace(-30, 30, 8 * 1001, device=device)
+def gives_reference_bits(
+    kernels: ModuleType, device: torch.device, dtype: torch.dtype, output_dtype: torch.dtype
+) -> bool:
+    """Whether a coupling there and back gives on ``device`` what ``ExactArithmetic`` gives.
+
+    Args:
+        dtype: of the chain's input.
+        output_dtype: of what its modules return.
+    """
+    values = torch.linspace(-30, 30, 8 * 1001, device=device, dtype=torch.float32)
     for word in (torch.int32, torch.int64):
         for beta in (0.01, 0.1, 1.0):
-            arithmetic = ExactArithmetic(round_beta(beta), torch.float32, word)
+            arithmetic = ExactArithmetic(round_beta(beta), dtype, word)
             x, y = arithmetic.encode(values), arithmetic.encode(values.flip(0))
-            g = values.sin()
+            g = values.sin().to(output_dtype)
             scaled, remainder = arithmetic.scale(x)
             expected = [arithmetic.add(y, g), scaled, remainder]
             found = kernels.advance(arithmetic, x, y, g, True)[:3]

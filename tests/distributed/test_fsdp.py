@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import chdir
 from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -238,6 +240,46 @@ def test_slices_of_a_sharded_chain_run():
     assert run_in_processes(2, slice_of_sharded_chain) == [True, True]
 
 
+def step_whole_and_sharded(build: Callable[[], nn.Module]) -> tuple[list, list]:
+    """The gradients of a step on the same batch in every process, before and after sharding."""
+    torch.manual_seed(0)
+    network = dr2net.convert(build().train(), 1, 0.1)
+    x = torch.randn(2, 3, 32, 32)
+    found = []
+    for whole_network in (True, False):
+        if not whole_network:
+            for chain in dr2net.chains(network):
+                for block in chain:
+                    fully_shard(block)
+            fully_shard(network)
+        torch.manual_seed(1)
+        network(x).square().mean().backward()
+        found.append([whole(parameter.grad) for parameter in network.parameters()])
+        network.zero_grad()
+    return tuple(found)
+
+
+FAMILIES = {
+    "ResNet": partial(timm.create_model, "test_resnet"),
+    "parallel ViT": partial(
+        VisionTransformer,
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        drop_path_rate=0.2,
+        block_fn=ParallelScalingBlock,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_branches_that_ask_for_the_class_of_their_block_run(family):
+    for unsharded, sharded in run_in_processes(2, step_whole_and_sharded, FAMILIES[family]):
+        assert_same_bits(unsharded, sharded)
+
+
 def deferred_initialization() -> tuple[dict, dict, tuple[float, float]]:
     """Weights made after sharding, as for a model too large for one process."""
     expected = make_network("toy", 1, 0.1)
@@ -320,6 +362,9 @@ def mistakes() -> dict[str, str]:
     def verify_late() -> None:
         dr2net.verify(shard(ToyNetwork()), x)
 
+    def plan_late() -> None:
+        dr2net.plan(shard(ToyNetwork()), x, budget_gb=1)
+
     def measure_late() -> None:
         network = shard(ToyNetwork())
         gradient_error(network, lambda: loss_of(network, x, seed=0))
@@ -335,6 +380,7 @@ def mistakes() -> dict[str, str]:
         convert_late,
         revert_late,
         verify_late,
+        plan_late,
         measure_late,
     ):
         try:
@@ -375,6 +421,7 @@ def messages() -> dict[str, str]:
         ("features_of_a_sharded_chain", "got mixed torch.Tensor and DTensor"),
         ("convert_late", "convert the model first, then shard it"),
         ("verify_late", "verify the network before it is sharded"),
+        ("plan_late", "plan before it is sharded"),
         ("measure_late", "measure the network before it is sharded"),
         ("revert_late", "load its weights into a model that is not, and revert that"),
     ],
