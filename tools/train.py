@@ -1,16 +1,23 @@
 """Train a model: python tools/train.py CONFIG [options]."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from filelock import FileLock, Timeout
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from dr2net.openmmlab import ValidateResumedHook
 from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
+
+PATIENCE = 20  # seconds
 
 
 def main(arguments: list[str] | None = None) -> Runner:
@@ -57,8 +64,36 @@ def main(arguments: list[str] | None = None) -> Runner:
     choose_checkpoint(config, args.resume)
 
     runner = Runner.from_cfg(config)
-    runner.train()
+    if config.get("resume"):
+        runner.register_hook(ValidateResumedHook())
+    with the_only_run_in(Path(runner.work_dir)):
+        runner.train()
     return runner
+
+
+@contextmanager
+def the_only_run_in(work_dir: Path) -> Iterator[None]:
+    """Keep other trainings out of a work folder: they would write over each other's checkpoints.
+
+    Raises:
+        BlockingIOError: Another one is at work there.
+    """
+    lock = FileLock(work_dir / "lock")
+    if is_main_process():
+        try:
+            # The processes that load data outlive a killed run for some seconds.
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise BlockingIOError(
+                f"another training is at work in {work_dir}: wait for it to end, or give another "
+                "folder with --work-dir"
+            ) from None
+        except NotImplementedError:
+            print_log(f"no locks in the file system of {work_dir}: others are not kept out of it")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def choose_checkpoint(config: Config, resume: str | None) -> None:

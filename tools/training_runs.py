@@ -62,13 +62,20 @@ def discard_outdated(runs: Path, packages: Iterable[str], shrink: int) -> None:
         runs: Work folders of runs; what they are of is written beside it.
         packages: Distributions whose versions matter.
         shrink: By how much their data is smaller than it is.
+
+    Raises:
+        FileExistsError: ``runs`` was not made by this.
     """
     digest = hashlib.sha256(f"{shrink} {versions_of(packages)}".encode())
     for folder in ("dr2net", "tasks", "tools", "configs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     written, fingerprint = runs.with_name("fingerprint"), digest.hexdigest()
+    if runs.exists() and not written.is_file():
+        raise FileExistsError(f"{runs} is not of a demo: give another folder with --work-dir")
     if not written.is_file() or written.read_text() != fingerprint:
+        if runs.exists():
+            print(f"{runs} is of other code, settings or versions: trained anew", flush=True)
         shutil.rmtree(runs, ignore_errors=True)
         written.write_text(fingerprint)
 
@@ -90,11 +97,6 @@ def finish(run: Run, folder: Path, threads: int, lock: int) -> dict[str, list]:
         return json.loads(finished.read_text())
     _train(run, folder, threads, lock)
     curves = read_curves(folder)
-    if not _is_validated(folder, curves):
-        # A kill between the last checkpoint and the validation after it: resuming skips that one.
-        shutil.rmtree(folder)
-        _train(run, folder, threads, lock)
-        curves = read_curves(folder)
     write_json(finished, curves)
     return curves
 
@@ -154,8 +156,3 @@ def read_curves(folder: Path) -> dict[str, list]:
 def last_checkpoint(folder: Path) -> Path:
     """Return the checkpoint that ends a finished run."""
     return Path((folder / "last_checkpoint").read_text().strip())
-
-
-def _is_validated(folder: Path, curves: dict[str, list]) -> bool:
-    last = int(last_checkpoint(folder).stem.removeprefix("epoch_"))
-    return bool(curves["epoch"]) and curves["epoch"][-1] == last

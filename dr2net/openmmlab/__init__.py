@@ -10,13 +10,14 @@ compatibility.install()
 
 from . import checkpoint, random_state  # noqa: E402
 from .backbone import Dr2NetBackbone  # noqa: E402
-from .hook import CoefficientScheduleHook, VerificationHook  # noqa: E402
+from .hook import CoefficientScheduleHook, ValidateResumedHook, VerificationHook  # noqa: E402
 
 checkpoint.install()
 
 __all__ = [
     "CoefficientScheduleHook",
     "Dr2NetBackbone",
+    "ValidateResumedHook",
     "VerificationHook",
     "checkpoint",
     "random_state",

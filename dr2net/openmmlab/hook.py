@@ -1,4 +1,4 @@
-"""Hooks of a training run: one moves (α, β), one verifies that gradients are exact."""
+"""Hooks of a training run: they move (α, β), verify gradients, and make up for a validation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from ..conversion import chains, get_coefficients, set_coefficients
@@ -16,7 +16,7 @@ from ..replay import undisturbed
 from ..schedule import CoefficientSchedule
 from ..verification import verify_step
 
-__all__ = ["CoefficientScheduleHook", "VerificationHook"]
+__all__ = ["CoefficientScheduleHook", "ValidateResumedHook", "VerificationHook"]
 
 
 @HOOKS.register_module()
@@ -39,7 +39,11 @@ class CoefficientScheduleHook(Hook):
         self.schedule = CoefficientSchedule(**schedule)
 
     def before_train(self, runner: Runner) -> None:
-        self._apply(runner, runner.epoch if self.by_epoch else runner.iter)
+        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError(
+                "CoefficientScheduleHook counts epochs, and an IterBasedTrainLoop has none, so "
+                "that α and β would never move: give it by_epoch=False, and end in iterations."
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.by_epoch:
@@ -99,3 +103,29 @@ class VerificationHook(Hook):
         except RuntimeError as error:
             raise RuntimeError(f"Verification at iteration {runner.iter}: {error}") from error
         self._verified = True
+
+
+@HOOKS.register_module()
+class ValidateResumedHook(Hook):
+    """Validates a checkpoint that is resumed from, where its validation came after it.
+
+    A run that is killed in a validation has written its checkpoint already, and mmengine's loops go
+    on with the epoch after it: the figures would be missing, and ``save_best`` not know of them.
+    """
+
+    # After CheckpointHook, whose priority is VERY_LOW and which then knows where to save the best.
+    priority = "LOWEST"
+
+    def before_train(self, runner: Runner) -> None:
+        loop, validation = runner.train_loop, runner.val_loop
+        if validation is None:
+            return
+        if isinstance(loop, EpochBasedTrainLoop):
+            within_an_epoch = loop.iter != loop.epoch * len(loop.dataloader)
+            step, last = 0 if within_an_epoch else loop.epoch, loop.max_epochs
+        else:
+            step, last = loop.iter, loop.max_iters
+        loop._decide_current_val_interval()
+        if 0 < step >= loop.val_begin and (step % loop.val_interval == 0 or step == last):
+            runner.logger.info(f"validating what was resumed, of {step} of {last}")
+            validation.run()

@@ -17,6 +17,8 @@ import dr2net
 import dr2net.openmmlab  # registers the hook
 from tests.toy import make_chain
 
+TRAINING = None  # the loop, unless it is that of epochs
+
 
 class Net(BaseModel):
     def __init__(self, dropout=0.0):
@@ -44,7 +46,7 @@ def run(
             "sampler": {"type": "DefaultSampler", "shuffle": False},
             "collate_fn": lambda batch: {"x": torch.stack([x for (x,) in batch])},
         },
-        train_cfg={"by_epoch": True, "max_epochs": epochs},
+        train_cfg=TRAINING or {"by_epoch": True, "max_epochs": epochs},
         optim_wrapper={"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": optimizer}
         if amp
         else {"optimizer": optimizer},
@@ -120,6 +122,14 @@ def test_the_averaged_model_has_the_coefficients_of_the_trained_one(tmp_path, up
     averaged.load_state_dict({k.removeprefix("module."): v for k, v in ema.items() if k != "steps"})
     assert dr2net.get_coefficients(trained) == dr2net.get_coefficients(averaged)
     assert dr2net.get_coefficients(trained) == (0.5, pytest.approx(0.55, abs=1e-4))
+
+
+def test_epochs_are_not_counted_where_there_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.openmmlab.test_hook.TRAINING", {"by_epoch": False, "max_iters": 4})
+    with pytest.raises(ValueError, match=r"IterBasedTrainLoop has none.*by_epoch=False"):
+        run(tmp_path, 1)
+    runner = run(tmp_path, 1, hook={"by_epoch": False, "end": 4})
+    assert dr2net.get_coefficients(runner.model) == (0, pytest.approx(0.55, abs=1e-4))
 
 
 def test_lists_are_taken_for_pairs(tmp_path):

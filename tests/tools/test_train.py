@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
+import tools.train
 from dr2net.openmmlab.checkpoint import open_checkpoint
 from tests.video_clips import write_kinetics
 
@@ -116,6 +118,42 @@ default_hooks = dict(
         assert logged(tmp_path / "resumed") == logged(tmp_path / "unbroken")[3:]
         assert_same_weights(tmp_path / "unbroken/iter_6.pth", tmp_path / "resumed/iter_6.pth")
 
+    @pytest.mark.parametrize("epoch", [1, 2])
+    def test_a_validation_that_a_kill_took_is_made_up_for(
+        self, epoch, trained, train, logged, tmp_path
+    ):
+        config, unbroken = trained
+        checkpoint = torch.load(unbroken / f"epoch_{epoch}.pth", weights_only=False)
+        # mmengine writes it once more after a validation that found the best so far.
+        for name in ("best_score", "best_ckpt"):
+            checkpoint["message_hub"]["runtime_info"].pop(name, None)
+        torch.save(checkpoint, tmp_path / f"epoch_{epoch}.pth")
+        train(config, tmp_path, "--resume")
+        assert logged(tmp_path, "acc/top1") == logged(unbroken, "acc/top1")[epoch - 1 :]
+        assert logged(tmp_path, "acc/mean1") == logged(unbroken, "acc/mean1")[epoch - 1 :]
+        assert list(tmp_path.glob("best_acc_top1_epoch_*.pth"))
+        assert_same_weights(unbroken / "epoch_2.pth", tmp_path / "epoch_2.pth")
+
+    @pytest.mark.parametrize(("iteration", "validated"), [(2, 3), (3, 2)])
+    def test_what_was_not_due_is_not_validated(
+        self, iteration, validated, make_config, train, logged, tmp_path
+    ):
+        by_iteration = """
+train_dataloader["sampler"] = dict(type="SeededInfiniteSampler")
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=5, val_interval=2)
+log_processor = dict(by_epoch=False)
+default_hooks = dict(
+    checkpoint=dict(by_epoch=False, interval=1, max_keep_ckpts=-1),
+    coefficients=dict(by_epoch=False, end=5),
+)
+"""
+        config = make_config(extra=by_iteration)
+        train(config, tmp_path / "unbroken", "--no-validate")
+        checkpoint = tmp_path / f"unbroken/iter_{iteration}.pth"
+        train(config, tmp_path / "resumed", "--resume", str(checkpoint))
+        assert len(logged(tmp_path / "resumed", "acc/top1")) == validated
+        assert_same_weights(tmp_path / "unbroken/iter_5.pth", tmp_path / "resumed/iter_5.pth")
+
     def test_last_checkpoint_that_is_gone_is_passed_over(self, trained, train, tmp_path):
         config, unbroken = trained
         shutil.copy(unbroken / "epoch_1.pth", tmp_path)
@@ -142,6 +180,18 @@ default_hooks = dict(
 
 
 class TestMistakes:
+    def test_another_run_in_the_work_folder_is_named(
+        self, make_config, train, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(tools.train, "PATIENCE", 0.1)
+        (tmp_path / "run").mkdir()
+        with (
+            FileLock(tmp_path / "run/lock"),
+            pytest.raises(BlockingIOError, match=r"another training is at work in .*run: .*--work"),
+        ):
+            train(make_config(), tmp_path / "run", "--no-validate")
+        train(make_config(), tmp_path / "run", "--no-validate")
+
     def test_missing_pretrained_file_says_what_to_do(self, make_config, train, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"gone\.pth.*docs/ says.*load_from=None"):
             train(make_config(), tmp_path / "run", settings=["load_from=gone.pth"])

@@ -68,13 +68,14 @@ def test_second_process_is_kept_out_even_by_a_child_of_a_killed_one(tmp_path):
         os.kill(child, signal.SIGKILL)
 
 
-def test_runs_of_other_code_data_or_versions_are_discarded(tmp_path):
+def test_runs_of_other_code_data_or_versions_are_discarded_with_a_word(tmp_path, capsys):
     runs = tmp_path / "runs"
     for packages, shrink, kept in ((["torch"], 1, True), (["torch"], 2, False), ([], 2, False)):
         training_runs.discard_outdated(runs, ["torch"], 1)
         runs.mkdir(exist_ok=True)
         training_runs.discard_outdated(runs, packages, shrink)
         assert runs.exists() == kept
+        assert ("trained anew" in capsys.readouterr().out) != kept
 
 
 def test_failed_training_shows_the_end_of_its_log(tmp_path):
@@ -93,19 +94,9 @@ def test_finished_training_is_not_repeated(tmp_path):
         assert finish(run, tmp_path, 1, lock) == {"top1": [0.5]}
 
 
-def test_validation_lost_to_a_kill_is_made_up_by_training_anew(tmp_path, monkeypatch):
-    attempts = []
-
-    def train(run, folder, threads, lock):
-        attempts.append(run)
-        folder.mkdir(exist_ok=True)
-        (folder / "last_checkpoint").write_text(str(folder / "epoch_2.pth"))
-        epochs = [1] if len(attempts) == 1 else [1, 2]
-        lines = [json.dumps({"step": epoch, "acc/top1": 0.5}) for epoch in epochs]
-        write_scalars(folder, "20260101_000000", lines)
-
-    monkeypatch.setattr(training_runs, "_train", train)
-    run = Run("resumed", tmp_path / "config.py", 0, {})
-    curves = finish(run, tmp_path / "work", 1, 0)
-    assert len(attempts) == 2
-    assert curves["epoch"] == [1, 2]
+def test_a_folder_of_runs_that_is_not_of_a_demo_stays(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/events.out").touch()
+    with pytest.raises(FileExistsError, match="runs is not of a demo: give another folder"):
+        training_runs.discard_outdated(tmp_path / "runs", ["torch"], 1)
+    assert (tmp_path / "runs/events.out").exists()
