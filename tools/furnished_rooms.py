@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from tools import furniture
+from tools.arguments import positive
 from tools.furniture import Face, box
 from tools.generated_data import write_once
 
@@ -352,8 +353,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help=f"takes {FOLDER}")
     parser.add_argument("--look", choices=LOOKS, default="office")
-    parser.add_argument("--rooms", type=int, default=3, help="rooms an area")
-    parser.add_argument("--points", type=int, default=12_000, help="about how many a room has")
+    parser.add_argument("--rooms", type=positive, default=3, help="rooms an area")
+    parser.add_argument("--points", type=positive, default=12_000, help="about how many a room has")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     print(write_rooms(args.folder, args.look, args.rooms, args.points, args.seed))

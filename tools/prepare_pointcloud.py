@@ -22,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -32,8 +33,9 @@ import numpy as np
 from mmengine.utils import ProgressBar
 
 from tasks.pointcloud.class_names import CLASSES
-from tasks.pointcloud.room_files import Room
-from tasks.pointcloud.room_writing import clear_partial_rooms, write_room
+from tasks.pointcloud.room_files import STATEMENT, Room
+from tasks.pointcloud.room_writing import clear_partial_rooms, is_converted, write_room
+from tools.arguments import positive
 
 # What is known of the published files: a byte that is no text, where others have put by hand what
 # must have been there.
@@ -61,13 +63,20 @@ def find_raw_rooms(root: Path) -> list[Path]:
     """Return the folders of rooms below ``root``, sorted.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is none, or one of them has no folder ``Annotations``.
     """
-    rooms = sorted(path.parent for path in root.glob("Area_*/*/Annotations") if path.is_dir())
+    folders = sorted(path for path in root.glob("Area_*/[!.]*") if path.is_dir())
+    rooms = [path for path in folders if (path / "Annotations").is_dir()]
     if not rooms:
         raise FileNotFoundError(
             f"{root} has no folder Area_k/ROOM/Annotations: give the folder that the archive "
             "Stanford3dDataset_v1.2_Aligned_Version.zip unpacks to"
+        )
+    bare = [path for path in folders if path not in rooms]
+    if bare:
+        raise FileNotFoundError(
+            f"{', '.join(map(str, bare))}: no folder Annotations there. Unpack the archive again; "
+            "what is no room has to be moved out of the areas"
         )
     return rooms
 
@@ -175,9 +184,20 @@ def _show(line: bytes) -> str:
 
 
 def convert(source: Path, target: Path, workers: int) -> list[Outcome]:
-    """Convert every room that is not there yet, in several processes with a progress bar."""
+    """Convert every room that is not there yet, in several processes with a progress bar.
+
+    Raises:
+        FileNotFoundError: ``source`` is not as the archive unpacks.
+        FileExistsError: In the place of a room stands something else.
+        ChildProcessError: A process was killed.
+    """
     places = {room: target / room.relative_to(source) for room in find_raw_rooms(source)}
-    todo = {room: place for room, place in places.items() if not place.is_dir()}
+    todo = {room: place for room, place in places.items() if not is_converted(place)}
+    if other := [place for place in todo.values() if place.exists()]:
+        raise FileExistsError(
+            f"{', '.join(map(str, other))}: not converted rooms, as they have no {STATEMENT}. "
+            "Remove them, or name another target"
+        )
     if len(todo) < len(places):
         print(f"{len(places) - len(todo)} of {len(places)} rooms are there already")
     # Large rooms first, so that none is left to one process at the end.
@@ -187,7 +207,14 @@ def convert(source: Path, target: Path, workers: int) -> list[Outcome]:
     with ProcessPoolExecutor(workers, initializer=_end_with_parent) as executor:
         running = {executor.submit(convert_room, *pair): pair[0] for pair in todo.items()}
         for done in as_completed(running):
-            outcomes[running[done]] = done.result()
+            try:
+                outcomes[running[done]] = done.result()
+            except BrokenProcessPool:
+                left = ", ".join(str(room) for room in todo if room not in outcomes)
+                raise ChildProcessError(
+                    f"a process was killed, perhaps as memory ran out; left are {left}. Run it "
+                    "again: it goes on there. --workers 1 takes the least memory"
+                ) from None
             progress.update()
     print()
     clear_partial_rooms(places.values())
@@ -227,12 +254,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("source", type=Path, help="the folder with Area_1 to Area_6")
     parser.add_argument("target", type=Path, help="the folder to write them to")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes; each holds a room"
+        "--workers", type=positive, default=os.cpu_count(), help="processes; each holds a room"
     )
     args = parser.parse_args(arguments)
     try:
         outcomes = convert(args.source, args.target, args.workers)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, FileExistsError, ChildProcessError) as error:
         sys.exit(str(error))
     print("\n".join(report(outcomes)))
     problems = [problem for outcome in outcomes for problem in outcome.problems]

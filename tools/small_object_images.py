@@ -2,9 +2,9 @@
 
     python tools/small_object_images.py data/small_objects
 
-An image has 1024 × 1024 pixels: ground with structure at every scale from 4 to 256 pixels, on it a
-hundred objects, and between them scratches and smudges that are none. The class is the shape; size,
-turn, contrast, colour and place are drawn without regard to it.
+An image has 1024 × 1024 pixels: ground with structure at every scale from 4 to 256 pixels, on it
+three hundred objects, and between them scratches and smudges that are none. The class is the shape;
+size, turn, contrast, colour and place are drawn without regard to it.
 
 Filled shapes on warm ground are the part ``pretrain``, open ones on cold ground the part
 ``finetune``; each has ``train.json`` and ``val.json``, and the images in folders of the same names.

@@ -26,16 +26,16 @@ from tools.result_files import write_json
 AREAS = {f"Area_{number}" for number in range(1, 7)}
 
 
-def sum_files(files: Sequence[Path]) -> tuple[np.ndarray, list[str], set[str]]:
-    """Return the sum of the matrices, the classes, and the areas of the rooms.
+def sum_files(files: Sequence[Path]) -> tuple[np.ndarray, list[str], Counter[str]]:
+    """Return the sum of the matrices, the classes, and how many rooms each area has.
 
     Raises:
-        ValueError: A file is of subsampled clouds, of other classes than the first, or has a room
-            that another has too.
+        ValueError: A file is none of ``PointSegmentationMetric``, is of subsampled clouds, of other
+            classes than the first, or has a room that another has too.
     """
-    contents = {file: json.loads(file.read_text()) for file in files}
-    classes = contents[files[0]]["classes"]
-    for file, content in contents.items():
+    contents = [_read(file) for file in files]
+    classes = contents[0]["classes"]
+    for file, content in zip(files, contents, strict=True):
         if content["kind"] != "full_resolution":
             raise ValueError(
                 f"{file} is of predictions of {content['kind']} clouds: test at full resolution, "
@@ -43,15 +43,31 @@ def sum_files(files: Sequence[Path]) -> tuple[np.ndarray, list[str], set[str]]:
             )
         if content["classes"] != classes:
             raise ValueError(f"{file} has other classes, or another order, than {files[0]}")
-    counts = Counter(room for content in contents.values() for room in content["rooms"])
+    counts = Counter(room for content in contents for room in content["rooms"])
     twice = [room for room, count in counts.items() if count > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} rooms are in several of the files, such as {twice[0]}: each fold tests "
             "another area"
         )
-    confusion = np.sum([content["confusion"] for content in contents.values()], axis=0)
-    return confusion, classes, {room.split("/")[0] for room in counts}
+    confusion = np.sum([content["confusion"] for content in contents], axis=0)
+    return confusion, classes, Counter(room.split("/")[0] for room in sorted(counts))
+
+
+def _read(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is no JSON ({error}): run the test again that writes it"
+        ) from None
+    keys = ("kind", "classes", "rooms", "confusion")
+    if not isinstance(content, dict) or not set(keys) <= set(content):
+        raise ValueError(
+            f"{file} has not the keys {', '.join(keys)} of a confusion matrix: give what "
+            "PointSegmentationMetric(confusion_file=...) writes"
+        )
+    return content
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,12 +85,13 @@ def main(arguments: list[str] | None = None) -> None:
         confusion, classes, areas = sum_files(args.files)
     except ValueError as error:
         sys.exit(str(error))
-    if areas != AREAS:
-        print(f"not all six areas, only {', '.join(sorted(areas))}")
+    print("rooms:", ", ".join(f"{area} {count}" for area, count in areas.items()))
+    if set(areas) != AREAS:
+        print(f"not all six areas, only {', '.join(areas)}")
     print(class_table(confusion, classes))
     if args.out is not None:
         values = {k: None if math.isnan(v) else v for k, v in figures(confusion, classes).items()}
-        write_json(args.out, {"areas": sorted(areas), **values})
+        write_json(args.out, {"areas": list(areas), **values})
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dr2net.openmmlab.checkpoint import open_checkpoint
+from tools.arguments import positive
 from tools.demo_measurements import describe, measure
 from tools.result_files import markdown_table, origin, write_json
 from tools.training_runs import (
@@ -86,12 +88,15 @@ def main(demo: Demo) -> None:
     parser.add_argument("--work-dir", type=Path, default=work)
     parser.add_argument("--data", type=Path, default=demo.data, help="folder for the data")
     parser.add_argument("--results", type=Path, help="folder for the result, or the work folder")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
-    parser.add_argument("--shrink", type=int, default=1, help="this many times less data")
+    parser.add_argument("--seeds", type=positive, default=3, help="trainings of each way")
+    parser.add_argument("--shrink", type=positive, default=1, help="this many times less data")
     arguments = parser.parse_args()
     try:
         # One at a time in a work folder, and one writer of the data.
-        with locked(arguments.work_dir) as lock, locked(arguments.data.parent):
+        with ExitStack() as locks:
+            lock = locks.enter_context(locked(arguments.work_dir))
+            if arguments.data.parent.resolve() != arguments.work_dir.resolve():
+                locks.enter_context(locked(arguments.data.parent))
             run_demo(demo, arguments, lock)
     except (BlockingIOError, FileExistsError, TrainingError) as error:
         sys.exit(str(error))

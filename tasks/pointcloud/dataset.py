@@ -1,10 +1,13 @@
 """Rooms of S3DIS's areas, read from any of the layouts of ``room_files`` when they are needed."""
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from dr2net.openmmlab.random_state import sample_random_state
@@ -50,10 +53,23 @@ class RoomDataset(BaseDataset):
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """List the rooms; none is read yet."""
+        """List the rooms, and log how many there are; none is read yet."""
+        rooms = find_rooms(self.data_root, self.areas)
+        counts = Counter(f"Area_{room.area}" for room in rooms)
+        print_log(
+            f"{self.data_root}: {len(rooms)} rooms, "
+            + ", ".join(f"{area} {count}" for area, count in counts.items()),
+            logger="current",
+        )
+        if left := next(Path(self.data_root).glob("Area_*/*.partial"), None):
+            print_log(
+                f"{left} is of a conversion that goes on or was cut short: rooms may be missing. "
+                "Run tools/prepare_pointcloud.py again",
+                logger="current",
+                level=logging.WARNING,
+            )
         return [
-            {"name": room.full_name, "area": room.area, "path": str(room.path)}
-            for room in find_rooms(self.data_root, self.areas)
+            {"name": room.full_name, "area": room.area, "path": str(room.path)} for room in rooms
         ]
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .structures import PointCloudSample
+from .structures import NOT_FINITE, PointCloudSample
 from .transforms import take_points
 from .voxels import crops, passes
 
@@ -135,6 +135,8 @@ def vote(segmentor: Any, room: dict) -> Tensor:
         probabilities = segmentor(**packed, mode="tensor").float().softmax(dim=1)
         if votes is None:
             votes = probabilities.new_zeros(probabilities.shape[1], len(room["coord"]))
+        if not probabilities.isfinite().all():
+            raise ValueError(NOT_FINITE)
         for indices, part in zip(batch, probabilities, strict=True):
             votes[:, torch.from_numpy(indices).to(votes.device)] += part
     return votes

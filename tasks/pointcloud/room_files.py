@@ -13,6 +13,7 @@ which of the two common orders their labels are (``class_names``), and have to b
 
 import json
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -77,7 +78,8 @@ def find_rooms(root: str | Path, areas: Sequence[int]) -> list[RoomFile]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} does not exist. Expected are rooms as {_LAYOUTS}.")
     found = [
-        *(path.parent for path in root.glob("Area_*/*/coord.npy")),
+        # Of a room that lacks a file, reading it says which.
+        *{path.parent for end in ("*.npy", STATEMENT) for path in root.glob(f"Area_*/*/{end}")},
         *root.glob("points/Area_*.bin"),
         *(path for end in _SINGLE_FILES for path in root.glob(f"Area_*{end}")),
         *(path for end in _SINGLE_FILES for path in root.glob(f"Area_*/*{end}")),
@@ -193,8 +195,18 @@ def _read_folder(path: Path) -> tuple:
         arrays[name].reshape(-1) if name in arrays else None for name in ("segment", "instance")
     )
     statement = path / STATEMENT
-    stated = json.loads(statement.read_text())["classes"] if statement.is_file() else None
+    stated = _stated_classes(statement) if statement.is_file() else None
     return arrays["coord"], arrays["color"], segment, instance, stated
+
+
+def _stated_classes(file: Path) -> list[str]:
+    try:
+        return json.loads(file.read_text())["classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRoomError(
+            f'{file} does not say its classes, {{"classes": [...]}} ({error!r}): convert the room '
+            "again, or write them"
+        ) from error
 
 
 def _read_bin(path: Path) -> tuple:
@@ -242,7 +254,10 @@ def _stated_in_ply(path: Path) -> list[str] | None:
 def _read_las(path: Path) -> tuple:
     import laspy
 
-    las = laspy.read(path)
+    try:
+        las = laspy.read(path)
+    except (laspy.LaspyException, ValueError, EOFError, OSError, struct.error) as error:
+        raise BadRoomError(f"{path} cannot be read by laspy ({error}): is it whole?") from error
     names = set(las.point_format.dimension_names)
     if not {"red", "green", "blue"} <= names:
         raise BadRoomError(f"{path} has no colours (red, green, blue): networks here use them")

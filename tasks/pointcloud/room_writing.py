@@ -41,9 +41,14 @@ def write_room(folder: Path, room: Room, classes: Sequence[str] = CLASSES, **sai
         partial.rename(folder)
     except OSError:
         # Another process was sooner, and may have cleared this one's files away.
-        if not folder.is_dir():
+        if not is_converted(folder):
             raise
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether ``write_room`` has written this room."""
+    return (folder / STATEMENT).is_file()
 
 
 def clear_partial_rooms(rooms: Iterable[Path]) -> None:
@@ -53,7 +58,7 @@ def clear_partial_rooms(rooms: Iterable[Path]) -> None:
     room that is not there yet stays: nobody can tell whether its process still writes.
     """
     for folder in rooms:
-        if folder.is_dir():
+        if is_converted(folder):
             for left in folder.parent.glob(f"{glob.escape(folder.name)}.*.partial"):
                 shutil.rmtree(left, ignore_errors=True)
 

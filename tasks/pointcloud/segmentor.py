@@ -11,7 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
 
-from .structures import IGNORE, PointCloudSample
+from .structures import IGNORE, NOT_FINITE, PointCloudSample
 
 __all__ = ["PointCloudSegmentor"]
 
@@ -79,6 +79,8 @@ class PointCloudSegmentor(BaseModel):
             target = torch.stack([sample.gt_segment for sample in data_samples])
             return {"loss_segment": self._loss(logits, target)}
         for sample, scores in zip(data_samples, logits, strict=True):
+            if not scores.isfinite().all():
+                raise ValueError(f"{sample.get('name')}: {NOT_FINITE}")
             sample.pred_logits = scores
             sample.pred_segment = scores.argmax(0)
         return data_samples

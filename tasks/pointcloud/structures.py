@@ -5,10 +5,14 @@ from __future__ import annotations
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-__all__ = ["IGNORE", "PointCloudSample"]
+__all__ = ["IGNORE", "NOT_FINITE", "PointCloudSample"]
 
 # The label of points that are neither learned nor counted.
 IGNORE = 255
+NOT_FINITE = (
+    "the network returned NaN or infinity, which is no prediction. Look for NaN in the checkpoint "
+    "and in the training's loss"
+)
 
 
 class PointCloudSample(BaseDataElement):

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("mmengine")
 from tasks.pointcloud.class_names import CLASSES
 from tools.furnished_rooms import LOOKS, STEP, draw_room, main, write_rooms
+from tools.generated_data import SETTINGS
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_complete_rooms_are_kept_and_other_arguments_replace_them(tmp_path):
     assert (folder / "marker").exists()
     main([str(folder), "--rooms", "1", "--points", "600", "--look", "home"])
     assert not (folder / "marker").exists()
-    assert json.loads((folder / "settings.json").read_text())["points"] == 600
+    assert json.loads((folder / SETTINGS).read_text())["points"] == 600
     assert len(list(folder.glob("*/Area_*/lounge_1"))) == 6
 
 
@@ -167,5 +168,6 @@ def test_rooms_that_were_cut_short_are_not_taken_for_complete(tmp_path, monkeypa
 
 def test_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
     with pytest.raises(FileExistsError, match="mine holds something else"):
         write_rooms(tmp_path / "mine")

@@ -1,11 +1,13 @@
 import filecmp
 import json
+import multiprocessing
 
 import decord
 import numpy as np
 import pytest
 
 from tools import motion_clips
+from tools.generated_data import SETTINGS
 from tools.motion_clips import class_names, draw_clip, write_data_set
 
 PARTS = ["pretrain", "finetune"]
@@ -99,7 +101,7 @@ def test_complete_set_is_kept_and_other_settings_replace_it(tmp_path):
     assert marker.exists()
     write_data_set(folder, shrink=40)
     assert not marker.exists()
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / SETTINGS).read_text())
     assert (
         settings["clips_per_class"]["finetune"]["val"]
         == motion_clips.CLIPS_PER_CLASS["finetune"]["val"] // 40
@@ -131,5 +133,35 @@ def _fail_at_the_third(write):
 
 def test_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/settings.json").write_text("{}")
     with pytest.raises(FileExistsError, match="mine holds something else"):
-        write_data_set(tmp_path / "mine")
+        write_data_set(tmp_path / "mine", shrink=80)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["settings.json"]
+
+
+def test_a_damaged_note_of_the_settings_has_the_set_written_anew(tmp_path, capsys):
+    folder = tmp_path / "motion"
+    write_data_set(folder, shrink=80)
+    settings = (folder / SETTINGS).read_text()
+    (folder / SETTINGS).write_text(settings[:20])
+    write_data_set(folder, shrink=80)
+    assert (folder / SETTINGS).read_text() == settings
+    assert "written anew" in capsys.readouterr().out
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "motion").mkdir()
+    write_data_set(tmp_path / "motion", shrink=80)
+    assert (tmp_path / "motion" / SETTINGS).is_file()
+
+
+def test_of_two_at_once_one_writes_and_the_other_waits(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    both = [fork.Process(target=write_data_set, args=(tmp_path / "motion", 40)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert (tmp_path / "motion" / SETTINGS).is_file()
+    assert not (tmp_path / "motion.partial").exists()

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("mmengine")
 from tasks.pointcloud.class_names import CLASSES
 from tasks.pointcloud.room_files import find_rooms, read_room
+from tools import prepare_pointcloud
 from tools.furnished_rooms import write_rooms
 from tools.prepare_pointcloud import convert_room, main
 
@@ -176,6 +178,49 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(
     assert kills > 0
     assert halves > 0
     assert_same_files(converted, target)
+
+
+@pytest.mark.parametrize("content", [[], ["coord.npy"]], ids=["empty", "half copied"])
+def test_a_folder_that_is_no_converted_room_is_named(raw, tmp_path, content):
+    place = tmp_path / "s3dis/Area_3/office_2"
+    place.mkdir(parents=True)
+    for name in content:
+        (place / name).touch()
+    with pytest.raises(SystemExit, match=r"Area_3/office_2: not converted rooms, as .*room\.json"):
+        convert(raw, tmp_path / "s3dis")
+
+
+def test_the_raw_folder_is_no_target(raw):
+    with pytest.raises(SystemExit, match="not converted rooms"):
+        convert(raw, raw)
+
+
+def test_a_raw_room_without_annotations_is_named(write_raw, tmp_path):
+    raw = write_raw({"wall_1": [b"0 0 0 1 2 3"]})
+    (raw / "Area_2/office_9").mkdir(parents=True)
+    (raw / "Area_2/.cache").mkdir()
+    with pytest.raises(SystemExit, match=r"Area_2/office_9: no folder Annotations there"):
+        convert(raw, tmp_path / "s3dis")
+
+
+def test_rooms_left_by_a_killed_worker_are_named_and_converted_next(
+    raw, converted, tmp_path, monkeypatch
+):
+    def killed(folder, *_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_pointcloud, "write_room", killed)
+        with pytest.raises(SystemExit, match=r"a process was killed.*left are .*Area_1/office_1"):
+            convert(raw, tmp_path / "s3dis")
+    convert(raw, tmp_path / "s3dis")
+    assert_same_files(converted, tmp_path / "s3dis")
+
+
+def test_workers_are_a_whole_number(raw, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(raw), str(tmp_path), "--workers", "0"])
+    assert "'0' is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_workers_end_when_the_command_is_killed(raw, tmp_path, start, monkeypatch):

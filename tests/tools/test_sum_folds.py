@@ -46,7 +46,9 @@ def test_figures_of_missing_classes_are_null(tmp_path):
 
 def test_missing_areas_are_said(folds, capsys):
     main(folds[0][1:3])
-    assert "not all six areas, only Area_2, Area_3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not all six areas, only Area_2, Area_3" in out
+    assert "rooms: Area_2 1, Area_3 1" in out
 
 
 def test_subsampled_validations_are_refused(folds, tmp_path):
@@ -61,6 +63,21 @@ def test_a_room_that_is_counted_twice_is_refused(folds, tmp_path):
     write_confusion(file, folds[1], CLASSES, "full_resolution", ["Area_3/office_1"])
     with pytest.raises(SystemExit, match="1 rooms are in several of the files, such as Area_3/off"):
         main([*folds[0], str(file)])
+
+
+def test_a_file_that_is_given_twice_is_refused(folds):
+    with pytest.raises(SystemExit, match="1 rooms are in several of the files, such as Area_2/off"):
+        main([*folds[0], folds[0][1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("", "is no JSON"), ("[]", "has not the keys kind, "), ('{"kind": "a"}', "has not the keys")],
+)
+def test_a_file_of_something_else_is_named(folds, tmp_path, text, named):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(SystemExit, match=rf"bad\.json {named}"):
+        main([*folds[0], str(tmp_path / "bad.json")])
 
 
 def test_other_orders_of_classes_are_refused(folds, tmp_path):

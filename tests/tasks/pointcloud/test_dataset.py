@@ -54,6 +54,19 @@ def test_by_default_area_5_is_left_out(rooms):
     assert {dataset.get_data_info(i)["area"] for i in range(10)} == {1, 2, 3, 4, 6}
 
 
+def test_rooms_are_counted_and_an_unfinished_conversion_is_said(room, monkeypatch):
+    messages = []
+    monkeypatch.setattr(
+        "tasks.pointcloud.dataset.print_log", lambda text, **_: messages.append(text)
+    )
+    root = room.parents[1]
+    RoomDataset(data_root=str(root), areas=[1], pipeline=WHOLE)
+    assert messages == [f"{root}: 1 rooms, Area_1 1"]
+    (root / "Area_1/office_2.77.partial").mkdir()
+    RoomDataset(data_root=str(root), areas=[1], pipeline=WHOLE)
+    assert "office_2.77.partial is of a conversion that goes on or was cut short" in messages[-1]
+
+
 def test_an_item_has_the_points_of_the_files(rooms):
     item = RoomDataset(data_root=str(rooms), areas=[3], pipeline=WHOLE)[1]
     folder = rooms / "Area_3/office_2"

@@ -190,6 +190,14 @@ def test_a_room_that_the_network_refuses_is_named(monkeypatch):
         model.test_step(as_batch(make_room(40)))
 
 
+def test_a_network_that_returns_no_numbers_predicts_nothing():
+    model = build()
+    with torch.no_grad():
+        model.backbone.layer.bias[3] = torch.nan
+    with pytest.raises(ValueError, match="room 0: the network returned NaN or infinity"):
+        model.test_step(as_batch(make_room()))
+
+
 def test_parameters_keep_their_names_and_copies_their_kind():
     model = build(voxel_size=0.3)
     plain = MODELS.build(

@@ -221,6 +221,19 @@ class TestBadInput:
         write_room(tmp_path / "office_1", make_room())
         return tmp_path / "office_1"
 
+    @pytest.mark.parametrize("text", ["", '{"classes"', "{}", "[]"])
+    def test_a_statement_that_says_no_classes(self, folder, text):
+        (folder / "room.json").write_text(text)
+        with pytest.raises(BadRoomError, match=r"room\.json does not say its classes"):
+            read_room(folder)
+
+    @pytest.mark.parametrize("content", [b"", b"LASF", b"LASF" + bytes(500)])
+    def test_a_damaged_las_file(self, tmp_path, content):
+        pytest.importorskip("laspy")
+        (tmp_path / "room.las").write_bytes(content)
+        with pytest.raises(BadRoomError, match=r"room\.las cannot be read by laspy"):
+            read_room(tmp_path / "room.las", class_order="pointcept")
+
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_coordinates_that_are_not_finite(self, folder, value):
         coord = np.load(folder / "coord.npy")
@@ -364,6 +377,13 @@ class TestFinding:
         with pytest.raises(BadRoomError, match="Area_1/office_1 is there twice"):
             find_rooms(tmp_path, [1])
 
+    def test_a_room_that_lacks_a_file_is_found_and_named(self, tmp_path):
+        write_room(tmp_path / "Area_1/office_1", make_room())
+        (tmp_path / "Area_1/office_1/coord.npy").unlink()
+        (place,) = find_rooms(tmp_path, [1])
+        with pytest.raises(FileNotFoundError, match=r"office_1/coord\.npy does not exist"):
+            read_room(place.path)
+
     def test_a_room_that_is_being_converted_is_none(self, tmp_path):
         write_room(tmp_path / "Area_1/office_1", make_room())
         (tmp_path / "Area_1/office_1").rename(tmp_path / "Area_1/office_2.123.partial")
@@ -372,6 +392,13 @@ class TestFinding:
 
 
 class TestWriting:
+    def test_a_folder_of_something_else_is_an_error(self, tmp_path):
+        (tmp_path / "room").mkdir()
+        (tmp_path / "room/notes.txt").touch()
+        with pytest.raises(OSError, match="not empty"):
+            write_room(tmp_path / "room", make_room())
+        assert [path.name for path in (tmp_path / "room").iterdir()] == ["notes.txt"]
+
     def test_a_room_that_is_there_is_left_as_it_is(self, tmp_path):
         write_room(tmp_path / "room", make_room())
         before = (tmp_path / "room/segment.npy").read_bytes()

@@ -71,6 +71,15 @@ def test_prediction_is_the_class_with_the_largest_logit():
         assert sample.pred_segment.dtype == torch.int64
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_network_that_returns_no_numbers_predicts_nothing(value):
+    model = build().eval()
+    with torch.no_grad():
+        next(model.decode_head.parameters()).fill_(value)
+    with pytest.raises(ValueError, match="Area_1_office_1: the network returned NaN or infinity"):
+        model.val_step(batch())
+
+
 @pytest.mark.parametrize("class_weight", [None, [1.0, 2.0, 0.5, 1.0, 3.0]])
 @pytest.mark.parametrize("ignored", [False, True])
 def test_loss_is_the_cross_entropy_of_labelled_points(class_weight, ignored):
