@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,9 +24,11 @@ from mmengine.utils import track_iter_progress
 from PIL import Image
 
 from tasks.detection.annotations import (
+    DAMAGED,
     BadInputError,
     Finding,
     clean,
+    image_name,
     image_size,
     read_coco,
     settle,
@@ -116,7 +119,7 @@ def convert_visdrone(folder: Path) -> tuple[dict, list[Finding], Callable[[dict]
             continue
         try:
             width, height = image_size(path)
-        except OSError as error:
+        except DAMAGED as error:
             findings.append(Finding("unreadable file", str(path), str(error)))
             continue
         identity = len(images) + 1
@@ -153,68 +156,76 @@ def convert_visdrone(folder: Path) -> tuple[dict, list[Finding], Callable[[dict]
     return coco, findings, lambda annotation: places[annotation["id"]]
 
 
-def name_parts(coco: dict, path: Path) -> dict:
+def name_parts(coco: dict) -> dict:
     """Make the entries of TinyPerson's corner annotation those of files of their own.
 
     An image entry there has ``corner``, the pixels left, top, right and bottom of a part of the
     image ``file_name``; its boxes are counted from the part's corner. Here it gets the name
     NAME_LEFT_TOP_RIGHT_BOTTOM.png, the size of the part, and the image's name as ``cut_from``.
-
-    Raises:
-        BadInputError: An entry of images has no corner, or one that is no such part.
+    An entry without corner, or with one that is no such part, stays as it is.
     """
-    parts = []
-    for number, image in enumerate(coco["images"]):
-        corner = image.get("corner") if isinstance(image, dict) else None
-        if not (
-            isinstance(corner, list)
-            and len(corner) == 4
-            and all(isinstance(value, int) and value >= 0 for value in corner)
-            and corner[0] < corner[2]
-            and corner[1] < corner[3]
-            and isinstance(image.get("file_name"), str)
-        ):
-            raise BadInputError(
-                f"{path}: entry {number} of images needs file_name and corner=[left, top, right, "
-                f"bottom] in whole pixels, as other entries of the file have, found {image}",
-                [],
-            )
-        name = Path(image["file_name"]).with_suffix("")
-        part = {
-            "file_name": f"{name}_{'_'.join(map(str, corner))}.png",
-            "width": corner[2] - corner[0],
-            "height": corner[3] - corner[1],
-            "cut_from": image["file_name"],
-        }
-        parts.append(image | part)
-    return coco | {"images": parts}
+    return coco | {"images": [*map(_name_part, coco["images"])]}
+
+
+def _name_part(image: object) -> object:
+    corner = image.get("corner") if isinstance(image, dict) else None
+    if not (
+        isinstance(corner, list)
+        and len(corner) == 4
+        and all(isinstance(value, int) and value >= 0 for value in corner)
+        and corner[0] < corner[2]
+        and corner[1] < corner[3]
+        and isinstance(image.get("file_name"), str)
+    ):
+        return image
+    return image | {
+        "file_name": f"{Path(image['file_name']).with_suffix('')}_{'_'.join(map(str, corner))}.png",
+        "width": corner[2] - corner[0],
+        "height": corner[3] - corner[1],
+        "cut_from": image["file_name"],
+    }
+
+
+def check_part(image: dict, images: Path) -> Finding | None:
+    """Find what hinders an entry of ``name_parts`` from being cut from its image in ``images``."""
+    where, corner = image_name(image), image.get("corner")
+    if "cut_from" not in image:
+        expected = "needs corner=[left, top, right, bottom] in whole pixels, as others of the file"
+        return Finding("malformed image entry", where, f"{expected}, found {corner}")
+    path = images / image["cut_from"]
+    if not path.is_file():
+        return Finding("missing file", where, f"{path} does not exist")
+    try:
+        width, height = _decoded_size(path)
+    except DAMAGED as error:
+        return Finding("unreadable file", where, f"{path}: {error}")
+    if corner[2] > width or corner[3] > height:
+        what = f"corner {corner} is not within {path} of {width} × {height} pixels"
+        return Finding("wrong size", where, what)
+    return None
+
+
+@cache
+def _decoded_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image all of which can be read."""
+    with Image.open(path) as whole:
+        whole.load()
+        return whole.size
 
 
 def cut_parts(coco: dict, images: Path, target: Path) -> None:
-    """Write the parts that ``name_parts`` named from ``images`` to ``target``, without loss.
-
-    Raises:
-        FileNotFoundError: An image is not there.
-        BadInputError: A corner is not within its image.
-    """
+    """Write the parts that ``check_part`` found nothing wrong with to ``target``, without loss."""
     by_image = defaultdict(list)
     for part in coco["images"]:
         by_image[part["cut_from"]].append(part)
     for file_name, parts in track_iter_progress(list(by_image.items())):
         with Image.open(images / file_name) as whole:
             for part in parts:
-                corner = part["corner"]
-                if corner[2] > whole.width or corner[3] > whole.height:
-                    raise BadInputError(
-                        f"image {part['id']}: corner {corner} is not within {images / file_name} "
-                        f"of {whole.width} × {whole.height} pixels",
-                        [],
-                    )
                 path = target / part["file_name"]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                partial = path.with_name(path.name + ".partial")
-                whole.crop(corner).save(partial, format="PNG")
-                partial.replace(path)
+                unfinished = path.with_name(path.name + ".partial")
+                whole.crop(part["corner"]).save(unfinished, format="PNG")
+                unfinished.replace(path)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -245,6 +256,8 @@ def main(arguments: list[str] | None = None) -> None:
     bad_input = "skip" if args.skip_bad else "strict"
 
     images, findings, locate = getattr(args, "images", None), [], None
+    if images is not None and not images.is_dir():
+        parser.error(f"--images {images} is no folder")
     classes, ignored = METAINFO[args.layout]["classes"], METAINFO[args.layout]["ignored_classes"]
     if args.layout == "visdrone":
         coco, findings, locate = convert_visdrone(args.source)
@@ -254,14 +267,18 @@ def main(arguments: list[str] | None = None) -> None:
         if any(isinstance(image, dict) and "corner" in image for image in coco["images"]):
             if images is None or args.cut_to is None:
                 parser.error(f"{args.source} speaks of parts of images: give --images and --cut-to")
-            coco, findings = clean(name_parts(coco, args.source))
+            coco, findings = clean(name_parts(coco), check=partial(check_part, images=images))
             settle(findings, bad_input, args.source, size_of(coco))
             cut_parts(coco, images, args.cut_to)
             images, findings = args.cut_to, []
+        elif args.cut_to is not None:
+            parser.error(f"{args.source} speaks of whole images: leave out --cut-to")
     else:
         coco = convert_coco_like(args.source, classes, ignored)
     coco, found = clean(coco, images, locate=locate)
     settle([*findings, *found], bad_input, args.source, size_of(coco))
+    if not coco["images"]:
+        raise BadInputError(f"{args.source}: no image is left, so nothing is written", findings)
     write_json(args.target, coco)
     crowds = sum(bool(annotation["iscrowd"]) for annotation in coco["annotations"])
     print(f"{args.target}: {size_of(coco)}, {crowds:,} of these ignored")

@@ -38,6 +38,8 @@ KINDS = (
 # How many findings an error or a log message spells out; the others are counted.
 SPELLED_OUT = 20
 EXIF_ORIENTATION = 0x0112
+# What PIL raises for damaged files.
+DAMAGED = (OSError, ValueError, SyntaxError)
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def clean(
     folder: Path | None = None,
     objects: Collection[int] | None = None,
     locate: Callable[[dict], str] | None = None,
+    check: Callable[[dict], Finding | None] | None = None,
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Return the good entries of a COCO file, and what was found in the others.
 
@@ -138,12 +141,15 @@ def clean(
         objects: The category ids of objects, for which ``"empty image"`` is reported where an
             image has none. None: images may be empty.
         locate: Says where an annotation comes from; otherwise it is named by its id and image.
+        check: Finds what else is wrong in an image's entry.
     """
     findings: list[Finding] = []
     images: dict[Any, dict] = {}
     listed = set()
     for number, image in enumerate(coco["images"]):
         bad = _check_image(image, number, images, folder)
+        if bad is None and check is not None:
+            bad = check(image)
         listed.add(image.get("id") if isinstance(image, dict) else None)
         if bad is None:
             images[image["id"]] = image
@@ -167,7 +173,7 @@ def clean(
         for identity in [i for i in images if i not in used]:
             image = images.pop(identity)
             what = "no object in it (allow_empty=True takes such images)"
-            findings.append(Finding("empty image", _image_name(image), what))
+            findings.append(Finding("empty image", image_name(image), what))
         annotations = {i: a for i, a in annotations.items() if a["image_id"] in images}
     cleaned = coco | {"images": [*images.values()], "annotations": [*annotations.values()]}
     return cleaned, findings
@@ -235,7 +241,8 @@ def _images_of_any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _image_name(image: dict) -> str:
+def image_name(image: dict) -> str:
+    """Return what an image is called in findings."""
     return f"image {image['id']} ({image['file_name']})"
 
 
@@ -252,7 +259,7 @@ def _check_image(image: Any, number: int, images: dict, folder: Path | None) -> 
     ):
         expected = "needs id, file_name, and width and height above 0"
         return Finding("malformed image entry", f"entry {number} of images", f"{expected}: {image}")
-    where = _image_name(image)
+    where = image_name(image)
     if image["id"] in images:
         first = images[image["id"]]["file_name"]
         return Finding("duplicate image id", where, f"the id is that of {first}")
@@ -263,7 +270,7 @@ def _check_image(image: Any, number: int, images: dict, folder: Path | None) -> 
         return Finding("missing file", where, f"{path} does not exist")
     try:
         found = image_size(path)
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+    except DAMAGED as error:
         return Finding("unreadable file", where, f"{path}: {error}")
     if found != (image["width"], image["height"]):
         annotated = f"{image['width']} × {image['height']}"
@@ -296,7 +303,7 @@ def _check_annotation(
         return Finding("malformed annotation", where, f"{expected}: {annotation}"[:300])
     image = images.get(annotation["image_id"])
     where = f"annotation {annotation['id']} of " + (
-        f"image {annotation['image_id']}" if image is None else _image_name(image)
+        f"image {annotation['image_id']}" if image is None else image_name(image)
     )
     if annotation["id"] in annotations:
         return Finding("duplicate annotation id", where, "another annotation has this id")

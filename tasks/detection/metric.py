@@ -109,6 +109,11 @@ class SmallObjectMetric(BaseMetric):
         """Keep what was predicted in a batch."""
         for sample in data_samples:
             found = sample["pred_instances"]
+            if not (found["bboxes"].isfinite().all() and found["scores"].isfinite().all()):
+                raise ValueError(
+                    f"image {sample['img_id']}: boxes or scores are NaN or infinite, so there is "
+                    "nothing to evaluate. Look for NaN in the checkpoint and in the training's loss"
+                )
             self.results.append(
                 (
                     sample["img_id"],

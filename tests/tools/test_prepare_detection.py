@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -258,15 +259,15 @@ def test_tinyperson_corners_need_folders(tmp_path, corners, capsys):
 @pytest.mark.parametrize(
     ("corner", "named"),
     [
-        ([0, 0, 90, 40], "image 1: corner"),
-        ([0, 0, 50], "entry 0 of images"),
-        ([50, 0, 50, 40], "entry 0 of images"),
-        ([-5, 0, 50, 40], "entry 0 of images"),
-        (None, "entry 0 of images"),
+        ([0, 0, 90, 40], r"image 1 .*wrong size: corner \[0, 0, 90, 40\] is not within .*80 × 60"),
+        ([0, 0, 50], r"image 1 .*malformed image entry: needs corner=.*found \[0, 0, 50\]"),
+        ([50, 0, 50, 40], "image 1 .*malformed image entry"),
+        ([-5, 0, 50, 40], "image 1 .*malformed image entry"),
+        (None, "image 1 .*malformed image entry"),
     ],
     ids=str,
 )
-def test_tinyperson_bad_corner_is_named(tmp_path, corners, corner, named):
+def test_tinyperson_bad_corner_is_named_or_left_out(tmp_path, corners, corner, named):
     path = corners[0]
     coco = json.loads(path.read_text())
     coco["images"][0]["corner"] = corner
@@ -275,6 +276,55 @@ def test_tinyperson_bad_corner_is_named(tmp_path, corners, corner, named):
     with pytest.raises(BadInputError, match=named):
         convert("tinyperson", path, tmp_path / "out.json", *options)
     assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "parts").exists()
+    left = convert("tinyperson", path, tmp_path / "out.json", *options, "--skip-bad")
+    assert [entry["id"] for entry in left["images"] + left["annotations"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda image: image.unlink(), "missing file: .*s/b.png does not exist"),
+        (lambda image: image.write_bytes(b""), "unreadable file: .*s/b.png"),
+        (lambda image: image.write_bytes(image.read_bytes()[:-2000]), "unreadable file: .*s/b.png"),
+    ],
+    ids=["missing", "empty", "cut short"],
+)
+def test_tinyperson_bad_image_is_named_or_left_out(tmp_path, corners, damage, named):
+    path = corners[0]
+    coco = json.loads(path.read_text())
+    coco["images"][0]["file_name"] = "s/b.png"
+    path.write_text(json.dumps(coco))
+    shutil.copy(tmp_path / "s/a.png", tmp_path / "s/b.png")
+    damage(tmp_path / "s/b.png")
+    options = ["--images", tmp_path, "--cut-to", tmp_path / "parts"]
+    with pytest.raises(BadInputError, match=f"image 1 .*{named}"):
+        convert("tinyperson", path, tmp_path / "out.json", *options)
+    assert not (tmp_path / "parts").exists()
+    left = convert("tinyperson", path, tmp_path / "out.json", *options, "--skip-bad")
+    assert [image["id"] for image in left["images"]] == [2]
+
+
+def test_tinyperson_whole_images_are_not_cut(tmp_path, capsys):
+    path = coco_like(tmp_path, "tinyperson")
+    with pytest.raises(SystemExit):
+        convert("tinyperson", path, tmp_path / "out.json", "--cut-to", tmp_path / "parts")
+    assert "speaks of whole images: leave out --cut-to" in capsys.readouterr().err
+
+
+def test_a_mistyped_folder_of_images_is_named(tmp_path, capsys):
+    path = coco_like(tmp_path, "ai-tod")
+    with pytest.raises(SystemExit):
+        convert("ai-tod", path, tmp_path / "out.json", "--skip-bad", "--images", tmp_path / "no")
+    assert "no is no folder" in capsys.readouterr().err
+
+
+def test_a_set_of_which_nothing_is_left_is_not_written(tmp_path):
+    path = coco_like(tmp_path, "ai-tod")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInputError, match=f"{path}: no image is left"):
+        convert("ai-tod", path, tmp_path / "o.json", "--skip-bad", "--images", tmp_path / "empty")
+    assert not (tmp_path / "o.json").exists()
 
 
 @pytest.mark.parametrize("layout", ["soda-d", "ai-tod", "tinyperson"])

@@ -134,6 +134,15 @@ def test_no_detection_at_all_is_an_ap_of_zero(tmp_path):
     assert predict(SmallObjectMetric(str(path)), {1: []})["detection/AP"] == 0
 
 
+@pytest.mark.parametrize(
+    ("box", "score"), [((1, 2, float("nan"), 4), 0.5), ((1, 2, 3, 4), float("inf"))]
+)
+def test_boxes_and_scores_that_are_no_numbers_are_an_error(tmp_path, box, score):
+    path = write(tmp_path, [4], [(4, CLASSES[0], (1, 2, 3, 4))])
+    with pytest.raises(ValueError, match="image 4: boxes or scores are NaN or infinite"):
+        predict(SmallObjectMetric(str(path)), {4: [(CLASSES[0], box, score)]})
+
+
 def test_an_annotation_of_id_0_can_be_found(tmp_path):
     box = (10, 10, 10, 10)
     path = write(tmp_path, [1], [(1, "car", box, {"id": 0})])
