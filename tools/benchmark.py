@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
+from tools.arguments import positive
 from tools.benchmarking.measurements import (
     gradients_of,
     largest_batch,
@@ -73,18 +74,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["vit_small"], choices=NETWORKS)
     parser.add_argument(
-        "--depths", nargs="+", type=int, default=[None], help="blocks; the model's own by default"
+        "--depths", nargs="+", type=positive, default=[None], help="blocks; by default the model's"
     )
-    parser.add_argument("--sizes", nargs="+", type=int, default=[448], help="pixels of a side")
+    parser.add_argument("--sizes", nargs="+", type=positive, default=[448], help="pixels of a side")
     parser.add_argument("--frames", nargs="+", type=int, default=[0], help="of videos; 0: images")
-    parser.add_argument("--batches", nargs="+", type=int, default=[2])
+    parser.add_argument("--batches", nargs="+", type=positive, default=[2])
     parser.add_argument(
         "--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"],
         help="bfloat16 by autocast",
     )  # fmt: skip
     parser.add_argument("--methods", nargs="+", metavar="TEXT", help="those whose name has a TEXT")
     parser.add_argument("--budget", type=float, default=8.0, help="GiB, for the largest batch")
-    parser.add_argument("--threads", type=int, default=2, help="of the CPU")
+    parser.add_argument("--threads", type=positive, default=2, help="of the CPU")
     parser.add_argument("--steps", type=int, default=9, help="timed steps of each; 0: bytes alone")
     parser.add_argument("--warmup", type=int, default=1, help="untimed steps of each method")
     parser.add_argument("--device", default="cpu")
@@ -102,8 +103,9 @@ def parse_arguments() -> argparse.Namespace:
         # Others are compared with these.
         references = {STORED.get(name) for name in chosen} if arguments.steps else set()
         needed = {CONVENTIONAL, CHECKPOINT, *chosen, *references}
-        if not chosen:
-            parser.error(f"--methods: none has such a name; there are: {', '.join(methods)}")
+        unknown = [t for t in arguments.methods if not any(t in name for name in methods)]
+        if unknown:
+            parser.error(f"--methods: none has {unknown} in its name: {'; '.join(methods)}")
         methods = {name: method for name, method in methods.items() if name in needed}
     arguments.methods = methods
     if arguments.steps < 0 or arguments.warmup < 0 or arguments.budget <= 0:

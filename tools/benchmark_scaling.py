@@ -3,7 +3,7 @@
     python tools/benchmark_scaling.py depth      # writes results/scaling_depth.json and .png
     python tools/benchmark_scaling.py tokens models frames pixels
 
-Needs torch and timm, and matplotlib for the pictures. A Dr²Net's memory is to be flat in depth, and
+Needs torch, timm and matplotlib. A Dr²Net's memory is to be flat in depth, and
 its time 4/3 of conventional's: forward once more. What is kept from forward to backward, and the
 peak of a step, are exact; times are of the methods taking turns. Larger sizes are not stepped
 through, only their forward is measured, and what would not fit in this machine's memory is left
@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from tools.arguments import positive
 from tools.benchmark import Case, loss_of, share_parameters, time_in_turns
 from tools.benchmarking.measurements import growth_exponent, kept_bytes, peak_bytes
 from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS
@@ -208,7 +209,7 @@ def main() -> None:
     """Measure the sweeps that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sweeps", nargs="+", choices=SWEEPS)
-    parser.add_argument("--turns", type=int, default=5, help="timed steps of each method")
+    parser.add_argument("--turns", type=positive, default=5, help="timed steps of each method")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder to write to")
     arguments = parser.parse_args()
     torch.set_num_threads(min(2, os.cpu_count() or 1))

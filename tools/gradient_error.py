@@ -2,7 +2,7 @@
 
     python tools/gradient_error.py  # writes results/gradient_error.json and .png
 
-Needs torch and timm, and matplotlib for the picture. Exact arithmetic gives the gradients of stored
+Needs torch, timm and matplotlib. Exact arithmetic gives the gradients of stored
 activations everywhere; the inverse in floating point, which earlier reversible networks use, is
 good near (0, 1) only.
 """
@@ -21,6 +21,7 @@ import torch
 
 import dr2net
 from dr2net.diagnostics import gradient_error
+from tools.arguments import positive
 from tools.benchmark import loss_of
 from tools.benchmarking.networks import build, make_input
 from tools.benchmarking.pictures import draw_error_plane
@@ -28,7 +29,7 @@ from tools.result_files import markdown_table, origin, write_json
 
 ALPHAS = (0.0, 0.4, 0.6, 1.0)
 BETAS = (0.1, 0.4, 0.6, 1.0)
-# Of the schedule, for the table.
+# From the start of the schedule to its end, for the table.
 PAIRS = ((1.0, 0.1), (0.6, 0.4), (0.4, 0.6), (0.0, 1.0))
 ARITHMETICS = {"previous reversible, float": "float", "Dr²Net, exact": "exact"}
 
@@ -74,8 +75,8 @@ def as_text(error: float | str) -> str:
 def main() -> None:
     """Measure, and write the result file and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--depth", type=int, default=24, help="blocks")
-    parser.add_argument("--size", type=int, default=112, help="pixels of a side")
+    parser.add_argument("--depth", type=positive, default=24, help="blocks")
+    parser.add_argument("--size", type=positive, default=112, help="pixels of a side")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder to write to")
     arguments = parser.parse_args()
@@ -103,7 +104,8 @@ def main() -> None:
         "rows": rows,
         "notes": (
             "Relative L2 difference of the gradients of all parameters from those of the same "
-            "equations with activations stored, at four (α, β) of the schedule. NaN: not numbers."
+            "equations with activations stored: where the schedule starts and ends, and at two "
+            "(α, β) near its way. NaN: not numbers."
         ),
         "alphas": ALPHAS,
         "betas": BETAS,

@@ -2,7 +2,7 @@
 
     python tools/peak_anatomy.py  # writes results/peak_anatomy.json and .png
 
-Needs torch and timm, and matplotlib for the picture.
+Needs torch, timm and matplotlib.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import dr2net
+from tools.arguments import positive
 from tools.benchmark import loss_of, share_parameters
 from tools.benchmarking.measurements import peak_bytes
 from tools.benchmarking.methods import CHECKPOINT, CONVENTIONAL, METHODS, MLP_TOKENS
@@ -97,8 +98,8 @@ def main() -> None:
     """Measure, and write the result file and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="vit_small")
-    parser.add_argument("--size", type=int, default=448, help="pixels of a side")
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--size", type=positive, default=448, help="pixels of a side")
+    parser.add_argument("--batch", type=positive, default=2)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder to write to")
     arguments = parser.parse_args()
     torch.set_num_threads(2)

@@ -98,7 +98,8 @@ class TestBenchmark:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--methods", "none"], "none has such a name; there are: conventional,"),
+            (["--methods", "exact", "typo"], "none has ['typo'] in its name: conventional;"),
+            (["--batches", "0"], "'0' is not a whole number above 0"),
             pytest.param(
                 ["--device", "cuda"],
                 "--device cuda: PyTorch finds no GPU here",
