@@ -49,7 +49,8 @@ def origin(script: str, packages: Iterable[str] = (), device: str | None = None)
         "command": " ".join(["python", script, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "hardware": hardware(device) + threads if device else "any: nothing here is timed",
-        "versions": versions_of(["torch", *packages]) | {"dr2net": dr2net.__version__},
+        "versions": versions_of(packages)
+        | {"torch": torch.__version__, "dr2net": dr2net.__version__},
     }
 
 
