@@ -27,9 +27,11 @@ def write_once(folder: Path, settings: dict, write: Callable[[Path], None]) -> N
     Raises:
         FileExistsError: ``folder`` holds something else.
     """
+    written = folder / SETTINGS
+    if _read(written) == settings:  # and no lock, as its place may be read-only
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(folder.name + ".lock")):
-        written = folder / SETTINGS
         if _read(written) == settings:
             return
         if folder.exists() and any(folder.iterdir()) and not written.is_file():

@@ -193,7 +193,8 @@ def convert(source: Path, target: Path, workers: int) -> list[Outcome]:
     """
     places = {room: target / room.relative_to(source) for room in find_raw_rooms(source)}
     todo = {room: place for room, place in places.items() if not is_converted(place)}
-    if other := [place for place in todo.values() if place.exists()]:
+    # Asked once more: another run may have finished a room since.
+    if other := [p for p in todo.values() if p.exists() and not is_converted(p)]:
         raise FileExistsError(
             f"{', '.join(map(str, other))}: not converted rooms, as they have no {STATEMENT}. "
             "Remove them, or name another target"

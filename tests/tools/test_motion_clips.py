@@ -149,6 +149,12 @@ def test_a_damaged_note_of_the_settings_has_the_set_written_anew(tmp_path, capsy
     assert "written anew" in capsys.readouterr().out
 
 
+def test_a_set_that_is_there_may_be_read_only(tmp_path, monkeypatch):
+    write_data_set(tmp_path / "motion", shrink=80)
+    monkeypatch.setattr("tools.generated_data.FileLock", None)
+    write_data_set(tmp_path / "motion", shrink=80)
+
+
 def test_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "motion").mkdir()
     write_data_set(tmp_path / "motion", shrink=80)
