@@ -37,14 +37,14 @@ test-slow: setup ## the slow tests
 demo: setup ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
 	$(BIN)/python tools/demo_video.py
 
-demo-detection: setup ## the same for a detector of small objects in large images (about 15 minutes)
+demo-detection: setup ## the same for a detector of small objects in large images (about 18 minutes)
 	$(BIN)/python tools/demo_detection.py
 
 demo-pointcloud: setup ## the same for the points of furnished rooms (under 15 minutes)
 	$(BIN)/python tools/demo_pointcloud.py
 
 benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (under 3 minutes)
-	$(BIN)/python tools/benchmark.py --models vit_tiny --sizes 224 --batches 8 --steps 5 \
+	$(BIN)/python tools/benchmark.py --models vit_tiny --sizes 224 --batches 8 --steps 3 \
 	  --out work_dirs/benchmark/benchmark.json --plot work_dirs/benchmark/benchmark.png
 
 clean: ## remove .venv and what the demos wrote
