@@ -47,11 +47,14 @@ def draw_curves(
     """
     loss, figure, coefficients = panels
     epochs = max(seeds[0]["epoch"][-1] for seeds in curves.values())
+    validated_once = all(len(seeds[0]["epoch"]) == 1 for seeds in curves.values())
     for (name, seeds), (colour, line) in zip(curves.items(), STYLES, strict=False):
         style = {"color": colour, "linestyle": line, "label": name, "linewidth": 2}
         steps = np.array(seeds[0]["iter"]) * epochs / seeds[0]["iter"][-1]
         _draw_seeds(loss, steps, seeds, "loss", 1, style)
-        _draw_seeds(figure, np.array(seeds[0]["epoch"]), seeds, key, 100, style | {"marker": "o"})
+        if not validated_once:
+            validated = np.array(seeds[0]["epoch"])
+            _draw_seeds(figure, validated, seeds, key, 100, style | {"marker": "o"})
         if "alpha" in seeds[0]:
             for coefficient, symbol, dashes in (("alpha", "α", "-"), ("beta", "β", ":")):
                 values = seeds[0][coefficient]
@@ -70,9 +73,12 @@ def draw_curves(
         panel.set(title=heading, xlabel="epoch", ylabel=axis, xlim=(0, epochs))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False)
+        if panel.lines:
+            panel.legend(frameon=False)
     loss.set_ylim(bottom=0)
     figure.set_ylim(0, 100)
+    if validated_once:
+        _draw_ends(figure, curves, key)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -82,6 +88,18 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(partial, format="png", dpi=120)
     plt.close(figure)
     partial.replace(path)
+
+
+def _draw_ends(panel: Axes, curves: dict[str, list[dict]], key: str) -> None:
+    """Draw each seed's one figure as a point over its way's name, and their mean as a line."""
+    for place, (seeds, (colour, _)) in enumerate(zip(curves.values(), STYLES, strict=False)):
+        values = [100 * seed[key][0] for seed in seeds]
+        panel.plot([place] * len(values), values, "o", color=colour, alpha=0.6)
+        panel.hlines(np.mean(values), place - 0.2, place + 0.2, color=colour, linewidth=2)
+    panel.set(xlabel="", xlim=(-0.5, len(curves) - 0.5), ylim=(None, None))
+    panel.set_xticks(range(len(curves)), [name.replace(" ", "\n") for name in curves])
+    panel.autoscale(axis="y")
+    panel.margins(y=0.3)
 
 
 def _draw_seeds(

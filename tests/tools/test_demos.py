@@ -131,8 +131,10 @@ def test_table_shows_both_ends_where_they_differ():
     }
 
 
-def test_picture_is_drawn_from_any_figure(tmp_path):
-    plain = {"iter": [5, 10], "loss": [2.0, 1.0], "epoch": [1, 2], "mIoU": [0.2, 0.4]}
+@pytest.mark.parametrize("validated", [{1: 0.2, 2: 0.4}, {2: 0.4}], ids=["twice", "once"])
+def test_picture_is_drawn_from_any_figure(tmp_path, validated):
+    plain = {"iter": [5, 10], "loss": [2.0, 1.0]}
+    plain |= {"epoch": list(validated), "mIoU": list(validated.values())}
     moving = plain | {"alpha": [1.0, 0.0], "beta": [0.1, 1.0]}
     labels = {"title": "Segmentation", "label": "mIoU (%)", "loss_label": "cross-entropy"}
     curves = {"conventional": [plain, plain], "Dr²Net": [moving, moving]}
