@@ -201,7 +201,8 @@ def test_a_set_in_its_published_layout_trains_resumes_and_is_tested(
         for key in line:
             if "loss" in key or key in ("alpha", "beta", "grad_norm"):
                 assert line[key] == unbroken[iteration][key], (iteration, key)
-    assert {k: revalidated[0][k] for k in figures} == {k: validations[1][k] for k in figures}
+    for found, expected in zip(revalidated, validations, strict=True):
+        assert {key: found[key] for key in figures} == {key: expected[key] for key in figures}
 
     test = [sys.executable, ROOT / "tools/test.py", config, tmp_path / "unbroken/epoch_2.pth"]
     printed = run_command(*test, "--work-dir", tmp_path / "tested")
