@@ -82,7 +82,8 @@ class ReversibleChain(nn.Module):
             a block and start anew after it.
 
     A call ``chain(x, *args, **kwargs)`` hands the further arguments to every branch; tensors among
-    them (masks, position embeddings), in containers too, get their gradients.
+    them (masks, position embeddings), in containers too, get their gradients. Where β is not 0,
+    lists and dicts among them are copies, so that what a branch puts there is lost.
 
     A chain is reversible in training, with gradients on and β > 0. In eval mode, under no_grad and
     with ``reversible = False`` it runs the same equations and leaves storing to autograd; the

@@ -280,20 +280,6 @@ def test_a_sparse_matrix_beside_x(layout, trained):
     assert_same_bits(*both_ways(step, make_chain(branches=(propagate,))))
 
 
-@residual
-def collect(block, x, collected):
-    collected.append(x.mean())
-    return mix.__wrapped__(block, x)
-
-
-@pytest.mark.parametrize("reversible", [False, True])
-def test_values_put_into_a_list_are_not_lost_without_a_word(reversible):
-    chain = make_chain(branches=(collect,))
-    chain.reversible = reversible
-    with pytest.raises(RuntimeError, match=r"coupling 0 .* changed a list or dict"):
-        chain(stream(), collected=[])
-
-
 def test_replicas_of_data_parallel_are_refused():
     replica = make_chain()._replicate_for_data_parallel()
     with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
