@@ -8,6 +8,7 @@ other key.
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterable
 from datetime import date
@@ -46,7 +47,7 @@ def origin(script: str, packages: Iterable[str] = (), device: str | None = None)
     """
     threads = f", {torch.get_num_threads()} threads"
     return {
-        "command": " ".join(["python", script, *sys.argv[1:]]),
+        "command": shlex.join(["python", script, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "hardware": hardware(device) + threads if device else "any: nothing here is timed",
         "versions": versions_of(packages)
