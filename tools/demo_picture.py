@@ -73,7 +73,7 @@ def draw_curves(
         panel.set(title=heading, xlabel="epoch", ylabel=axis, xlim=(0, epochs))
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        if panel.lines:
+        if panel.get_legend_handles_labels()[0]:
             panel.legend(frameon=False)
     loss.set_ylim(bottom=0)
     figure.set_ylim(0, 100)
