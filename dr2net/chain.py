@@ -119,6 +119,7 @@ class ReversibleChain(nn.Module):
                 block.register_forward_pre_hook(_refuse_direct_call)
         self.branches = tuple(branches)
         self.keep: frozenset[str] = frozenset()
+        self.slice_tokens: int | None = None  # see slice_mlps
         # For revert. In a tuple, since a module would become a child.
         self.container = (_emptied(blocks),)
         self.name = "chain"
@@ -319,7 +320,9 @@ class ReversibleChain(nn.Module):
             )
         arithmetic = self.make_arithmetic(alpha, beta, x.dtype)
         names, couplings = self.coupling_names(keys), self.couplings(keys)
-        return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs)
+        # Inference, exports among it, runs modules whole: they hold little there.
+        tokens = self.slice_tokens if self.training and torch.is_grad_enabled() else None
+        return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs, tokens)
 
     def make_arithmetic(self, alpha: float, beta: float, dtype: torch.dtype) -> Arithmetic:
         """The arithmetic for inputs of ``dtype``: the same for a part of a stretch as for all."""
@@ -417,6 +420,8 @@ class ReversibleChain(nn.Module):
         )
         for name, keys in (("ordinary", self.ordinary), ("keep", self.keep)):
             text += f", {name}=({', '.join(sorted(keys))})" if keys else ""
+        if self.slice_tokens is not None:
+            text += f", slice_tokens={self.slice_tokens}"
         return text
 
     def __len__(self) -> int:

@@ -12,42 +12,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
 from .block_state import BlockState
+from .chain import ReversibleChain
 from .conversion import require_chains
 from .conversion.subclass import replace_methods, restore_methods
+from .tokenwise import MLPS_IN_BRANCHES, can_be_sliced, is_mlp
 
 __all__ = ["slice_mlps"]
 
-# Qualified name of a class whose modules compute every token by itself → where its MLP is: the
-# module, or, if it also does what no slice may do apart (a shortcut, DropPath), the part of it.
-MLPS = {
-    "timm.layers.mlp.Mlp": "",
-    "timm.layers.mlp.GluMlp": "",
-    "timm.layers.mlp.SwiGLU": "",
-    "mmcv.cnn.bricks.transformer.FFN": "layers",
-    "mmaction.models.backbones.swin.Mlp": "",
-    "mmaction.models.backbones.mvit.MLP": "",
-    "transformers.models.vit.modeling_vit.ViTMLP": "",
-    "transformers.models.dinov2.modeling_dinov2.Dinov2MLP": "",
-    "transformers.models.dinov2.modeling_dinov2.Dinov2SwiGLUFFN": "",
-}
-
 
 def slice_mlps(model: nn.Module, tokens: int | None) -> None:
-    """Has the MLPs in the chains of ``model`` run over slices of at most ``tokens`` tokens, or not.
+    """Has the MLPs in the chains of ``model`` train over slices of at most ``tokens`` tokens.
 
-    In training the hidden activations of one slice live at a time, for one more computation of
-    each MLP's first half. Gradients are the same with activations rebuilt and stored, bit for bit;
-    to those of whole MLPs they are equal up to the order in which parameters' gradients are summed
-    over tokens, and up to the dropout masks, which are drawn slice by slice.
+    The hidden activations of one slice live at a time. A coupling that is no more than an MLP and
+    what stands around it (norm, scale, stochastic depth) runs in slices as a whole, forward and
+    backward of one before the next, which computes nothing twice. An MLP beside other things
+    (behind ConvNeXt's convolution) costs one more computation of its first half.
+
+    Gradients are the same with activations rebuilt and stored, bit for bit; to those of whole MLPs
+    they are equal up to the order in which parameters' gradients are summed over tokens, and up to
+    the dropout masks, which are drawn slice by slice. In eval mode and without gradients MLPs run
+    whole.
 
     Args:
         model: a converted network.
-        tokens: of each image or clip; all dimensions of an MLP's input but the first (batch) and
-            the last (channels) count. None has MLPs run whole again, as the classes they are of.
+        tokens: of all images or clips of a batch together; all dimensions of an MLP's input but the
+            last (channels) count. None has MLPs run whole again.
 
     Raises:
         TypeError, ValueError: ``tokens`` is not a positive int.
@@ -57,42 +49,42 @@ def slice_mlps(model: nn.Module, tokens: int | None) -> None:
         raise TypeError(f"tokens={tokens!r}: give a positive int, or None for whole MLPs.")
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens={tokens}: give a positive int, or None for whole MLPs.")
-    blocks = [block for chain in require_chains(model) for block in chain.reversible_blocks()]
+    chains = require_chains(model)
+    blocks = [block for chain in chains for block in chain.reversible_blocks()]
     for part in (part for block in blocks for part in block.modules()):
         if hasattr(part, "slice_tokens"):
             restore_methods(part)
-    mlps = list(dict.fromkeys(mlp for block in blocks for mlp in _mlps_in(block)))
-    if tokens is not None and not mlps:
+    whole = [chain for chain in chains if any(can_be_sliced(*pair) for pair in chain.couplings())]
+    apart = list(dict.fromkeys(mlp for chain in chains for mlp in _mlps_beside_others(chain)))
+    if tokens is not None and not whole and not apart:
         found = {type(part).__qualname__ for block in blocks for part in block.modules()}
         raise ValueError(
             f"The blocks of this {type(model).__name__}'s chains have no MLP that can be sliced. "
-            f"Known are {', '.join(MLPS)}, without convolutions and buffers; "
+            f"Known are {', '.join(sorted(MLPS_IN_BRANCHES))}, without convolutions and buffers; "
             f"found were {', '.join(sorted(found))}."
         )
+    for chain in chains:
+        chain.slice_tokens = tokens if chain in whole else None
     if tokens is not None:
-        for mlp in mlps:
+        for mlp in apart:
             replace_methods(mlp, type(mlp), forward, slice_tokens=tokens)
 
 
-def _mlps_in(block: nn.Module) -> Iterator[nn.Module]:
-    for module in block.modules():
-        kind = type(module)  # not one derived from those known, which may compute anything
-        place = MLPS.get(f"{kind.__module__}.{kind.__qualname__}")
-        # Buffers are state that tokens share (BatchNorm, spectral norm).
-        apart = any(isinstance(part, _ConvNd) or part._buffers for part in module.modules())
-        if place is not None and not apart:
-            yield module.get_submodule(place)
+def _mlps_beside_others(chain: ReversibleChain) -> Iterator[nn.Module]:
+    """Of the chain's blocks that have no coupling to be sliced as a whole."""
+    for block in chain.reversible_blocks():
+        if not any(can_be_sliced(block, branch) for branch in chain.branches):
+            yield from filter(is_mlp, block.modules())
 
 
 def forward(self: Any, x: Tensor) -> Tensor:
-    """As the MLP's own, over slices of the tokens of ``x``, (batch, …, channels)."""
+    """As the MLP's own; in training over slices of the tokens of ``x``, (…, channels)."""
     run: Callable[[Tensor], Tensor] = partial(self._original_class.forward, self)
-    if x.shape[1:-1].numel() <= self.slice_tokens:
+    if x.shape[:-1].numel() <= self.slice_tokens or not (self.training and _takes_checkpoints()):
         return run(x)
-    if _takes_checkpoints():
-        run = _keeping_nothing(self, run)
-    slices = x.flatten(1, -2).split(self.slice_tokens, dim=1)
-    return torch.cat([run(part) for part in slices], dim=1).unflatten(1, x.shape[1:-1])
+    run = _keeping_nothing(self, run)
+    slices = x.reshape(1, -1, x.shape[-1]).split(self.slice_tokens, dim=1)
+    return torch.cat([run(part) for part in slices], dim=1).reshape(*x.shape[:-1], -1)
 
 
 def _takes_checkpoints() -> bool:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .arithmetic import Arithmetic
 from .kernels import kernels_for
 from .replay import AutocastState, without_benchmark
+from .tokenwise import Slices, can_be_sliced
 
 __all__ = ["Branch", "Pass", "ShapeError", "check_shape", "peak"]
 
@@ -55,6 +56,7 @@ class Pass:
         device: torch.device,
         args: tuple,
         kwargs: dict[str, Any],
+        slice_tokens: int | None = None,
     ):
         self.name = name
         self.coupling_names = coupling_names
@@ -63,6 +65,7 @@ class Pass:
         self.arithmetic = arithmetic
         self.device = device
         self.autocast = AutocastState(device.type)
+        self.slice_tokens = slice_tokens
         # The side inputs' tensors go to autograd to be saved; the rest of the arguments stays here.
         leaves, self.spec = tree_flatten((args, kwargs))
         self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -103,11 +106,27 @@ class Pass:
             stream_x, stream_y = self.arithmetic.add(stream_y, output), scaled
             yield self.arithmetic.decode(stream_x)
 
-    def call(self, index: int, x: Tensor, side: Sequence[Tensor]) -> Tensor:
-        """Returns G(x; α) of coupling ``index``, computed under the pass's autocast state."""
+    def slices(self, index: int, x: Tensor) -> Slices | None:
+        """How coupling ``index`` runs over slices of its input's tokens; None: it runs whole."""
+        tokens = self.slice_tokens
+        if tokens is None or x.shape[:-1].numel() <= tokens:
+            return None
+        block, branch = self.couplings[index]
+        return Slices(block, branch, x, tokens) if can_be_sliced(block, branch) else None
+
+    def call(
+        self, index: int, x: Tensor, side: Sequence[Tensor], drop_mask: Tensor | None = None
+    ) -> Tensor:
+        """Returns G(x; α) of coupling ``index``, computed under the pass's autocast state.
+
+        Args:
+            x: the coupling's input, or a slice of it, with its ``drop_mask`` if there is one.
+        """
         tensors = iter(side)
         leaves = [next(tensors) if leaf is _SIDE_INPUT else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.spec)
+        if drop_mask is not None:
+            kwargs["drop_mask"] = drop_mask
         block, branch = self.couplings[index]
         try:
             with self.autocast.replayed(), without_benchmark(self.device):
@@ -146,6 +165,8 @@ class Pass:
             stream = self.arithmetic.unscale(self.y, remainder)
             x = self.arithmetic.decode(stream)
         self.rebuilt_peaks[index] = peak(x)
+        assert self.x is not None
+        self._move(self.x, stream)  # y is no longer needed
         return stream, x
 
     def keep_streams(self) -> tuple[Tensor | None, ...]:

@@ -13,16 +13,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from dr2net import CoefficientSchedule, ReversibleChain, residual
+from dr2net import CoefficientSchedule, ReversibleChain, residual, tokenwise
 from tests.toy import assert_same_bits, gate, mix
 
 CASES = 20 * settings().max_examples
 
 
 class Tokens(nn.Module):
-    """Has the parts that ``mix`` and ``gate`` use."""
+    """Has the parts that ``mix``, ``gate`` and ``perceive`` use."""
 
     def __init__(self, width: int, dropout: float, norm: str):
         super().__init__()
@@ -30,6 +31,8 @@ class Tokens(nn.Module):
         self.first = nn.Linear(width, 2 * width)
         self.second = nn.Linear(2 * width, width)
         self.dropout = nn.Dropout(dropout)
+        self.mlp = Mlp(width, 2 * width, drop=dropout)
+        self.drop_path = DropPath(dropout)
 
 
 class BatchNormOfTokens(nn.BatchNorm1d):
@@ -50,6 +53,13 @@ class Images(nn.Module):
 def rectify(block: nn.Module, x: Tensor, alpha: float, shift: Tensor | None = None) -> Tensor:
     """A module whose shortcut is inside, as in a ResNet."""
     return torch.relu_(mix.__wrapped__(block, x, shift) + alpha * x)
+
+
+@residual
+@tokenwise("norm", "mlp", drop_path="drop_path")
+def perceive(block: nn.Module, x: Tensor) -> Tensor:
+    """Runs over slices of its tokens, unless the norm is one of all of them."""
+    return block.mlp(block.norm(x))
 
 
 @residual
@@ -99,7 +109,7 @@ def cases(draw: st.DrawFn) -> Case:
     width, norm = draw(st.integers(1, 9)), draw(st.sampled_from(["layer", "batch"]))
     dropout = draw(st.sampled_from([0.0, 0.3]))
     kind, branches = (
-        (Images, [convolve, rectify_image]) if images else (Tokens, [mix, gate, rectify])
+        (Images, [convolve, rectify_image]) if images else (Tokens, [mix, gate, rectify, perceive])
     )
     dtype, autocast = draw(st.sampled_from(PRECISIONS))
     seed = draw(st.integers(0, 1 << 30))
@@ -111,6 +121,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
     chain.to(dtype).train()
     chain.arithmetic = draw(st.sampled_from(["exact", "exact", "exact64"]))
+    chain.slice_tokens = draw(st.sampled_from([None, 1, 2, 3, 7]))
     chain.keep = frozenset(draw(st.sets(st.sampled_from(keys))) if draw(st.booleans()) else ())
     for key in draw(st.sets(st.sampled_from(keys))) if draw(st.booleans()) else ():
         chain.get_submodule(key).requires_grad_(False)

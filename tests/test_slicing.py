@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dr2net
-from dr2net import ReversibleChain, residual
-from dr2net.slicing import MLPS
+from dr2net import ReversibleChain, residual, tokenwise
+from dr2net.tokenwise import MLPS, MLPS_IN_BRANCHES, can_be_sliced
 from tests.conversion.families import IMAGES, STOCHASTIC, converted, timm_vit
 from tests.toy import assert_same_bits, gradients
 
@@ -27,7 +27,7 @@ PAIRS = pytest.mark.parametrize(("alpha", "beta"), [(1, 0), (1, 0.1), (0.5, 0.5)
 
 
 def sliced(network, alpha=1.0, beta=0.1, tokens=5):
-    """Of the 17 tokens of a small timm ViT, or the 32 of mmaction's, some are left for the last."""
+    """Of 2 × 17 tokens in a small timm ViT, or 2 × 32 in mmaction's, some are left for the last."""
     model = converted(network.train(), alpha, beta)
     dr2net.slice_mlps(model, tokens)
     return model
@@ -42,16 +42,32 @@ def block(mlp):
 
 
 @residual
-def run_mlp(block, x):
+@tokenwise("mlp")
+def whole_coupling(block, x):
     return block["mlp"](x)
 
 
 @residual
-def run_layers(block, x):
+def beside_others(block, x):
+    return block["mlp"](x) * torch.sigmoid(x.mean(1, keepdim=True))
+
+
+@residual
+@tokenwise("mlp")
+def layers(block, x):
     return block["mlp"].layers(x)
 
 
-def make_chain(*mlps, branch=run_mlp):
+@residual
+@tokenwise("mlp", "output")
+def two_halves(block, x):
+    return block["output"](block["mlp"](x))
+
+
+BRANCHES = pytest.mark.parametrize("branch", [whole_coupling, beside_others])
+
+
+def make_chain(*mlps, branch=whole_coupling):
     chain = ReversibleChain(nn.Sequential(*map(block, mlps)), (branch,))
     chain.set_coefficients(1, 0.1)
     return chain.train()
@@ -116,9 +132,11 @@ def test_accumulated_gradients_and_those_of_several_passes_at_once_are_the_same_
     assert_same_bits(*found)
 
 
-def test_an_mlp_that_stands_in_several_blocks_has_the_same_gradients():
+@BRANCHES
+def test_an_mlp_that_stands_in_several_blocks_has_the_same_gradients(branch):
     shared = Mlp(8, 32, drop=0.1)
-    chain, x = make_chain(shared, Mlp(8, 32), shared), torch.randn(2, 9, 8, requires_grad=True)
+    chain = make_chain(shared, Mlp(8, 32), shared, branch=branch)
+    x = torch.randn(2, 9, 8, requires_grad=True)
     dr2net.slice_mlps(chain, 4)
     assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
 
@@ -148,25 +166,97 @@ def test_parameters_of_functional_call_are_those_of_forward(reversible):
     assert difference(*found) < BOUND
 
 
+@BRANCHES
 @pytest.mark.parametrize("reversible", [False, True])
-def test_parameters_changed_before_backward_are_an_error(reversible):
-    model = sliced(timm_vit())
-    dr2net.set_reversible(model, reversible)
-    loss = model(torch.randn(IMAGES)).sum()
+def test_parameters_changed_before_backward_are_an_error(reversible, branch):
+    chain = make_chain(Mlp(8, 32), branch=branch)
+    dr2net.slice_mlps(chain, 4)
+    chain.reversible = reversible
+    loss = chain(torch.randn(2, 9, 8)).sum()
     with torch.no_grad():
-        model.blocks[0].mlp.fc1.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="changed between forward and backward"):
+        chain[0]["mlp"].fc1.weight.mul_(2)
+        chain[0]["mlp"].fc2.weight.mul_(2)
+    message = "changed between forward and backward|modified by an inplace operation"
+    with pytest.raises(RuntimeError, match=message):
         loss.backward()
 
 
+@BRANCHES
 @pytest.mark.parametrize("reversible", [False, True])
-def test_unused_parameters_get_no_gradient(reversible):
-    chain = make_chain(Mlp(8, 32))
+def test_unused_parameters_get_no_gradient(reversible, branch):
+    chain = make_chain(Mlp(8, 32), branch=branch)
     chain[0]["mlp"].spare = nn.Parameter(torch.ones(8))
     chain.reversible = reversible
     dr2net.slice_mlps(chain, 4)
     chain(torch.randn(2, 9, 8)).sum().backward()
     assert [name for name, p in chain.named_parameters() if p.grad is None] == ["0.mlp.spare"]
+
+
+def test_a_weight_used_twice_for_each_token_has_the_same_gradient():
+    mlp = Mlp(8, 8)
+    mlp.fc1 = mlp.fc2 = nn.Linear(8, 8)
+    chain, x = make_chain(mlp, Mlp(8, 8)), torch.randn(2, 9, 8, requires_grad=True)
+    dr2net.slice_mlps(chain, 4)
+    assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+
+
+@residual
+@tokenwise("mlp", drop_path="drop")
+def dropped_at_times(block, x):
+    return block["mlp"](x)
+
+
+@pytest.mark.parametrize("kind", [timm.layers.DropPath, "mmcv", "transformers"])
+def test_samples_are_dropped_whole_and_by_the_same_draw(kind):
+    if kind == "mmcv":
+        kind = pytest.importorskip("mmcv.cnn.bricks.drop").DropPath
+    elif kind == "transformers":
+        pytest.importorskip("transformers")
+        kind = pytest.importorskip("transformers.models.dinov2.modeling_dinov2").Dinov2DropPath
+    chain = make_chain(Mlp(8, 32), branch=dropped_at_times)
+    x = torch.randn(16, 9, 8, requires_grad=True)
+    chain[0]["drop"] = kind(0.5).train()
+    chain.set_coefficients(0, 0.5)
+    found = []
+    for tokens in (None, 4):
+        dr2net.slice_mlps(chain, tokens)
+        found.append(gradients(chain, x))
+    assert difference(*found) < BOUND
+    drops = (found[1][0] - x.detach() / 2).abs() < 1e-4
+    of_samples = drops.flatten(1).float().mean(1)
+    assert set(of_samples.round().tolist()) == {0, 1}
+    assert (of_samples - of_samples.round()).abs().max() < 0.1
+
+
+def test_a_stochastic_depth_that_is_not_declared_is_not_sliced():
+    chain = make_chain(Mlp(8, 32))
+    chain[0]["mlp"].drop2 = timm.layers.DropPath(0.5)
+    assert not can_be_sliced(chain[0], whole_coupling)
+    chain[0]["drop"] = nn.Dropout(0.5)  # which would draw for each sample alone
+    assert not can_be_sliced(chain[0], dropped_at_times)
+    chain[0]["mlp"].drop2, chain[0]["drop"] = nn.Identity(), nn.Identity()
+    assert can_be_sliced(chain[0], whole_coupling)
+    assert can_be_sliced(chain[0], dropped_at_times)
+
+
+def test_pure_low_precision_and_double_precision_have_the_same_gradients():
+    for dtype in (torch.bfloat16, torch.float64):
+        chain = make_chain(Mlp(8, 32, drop=0.1), Mlp(8, 32)).to(dtype)
+        x = torch.randn(2, 9, 8, dtype=dtype, requires_grad=True)
+        dr2net.slice_mlps(chain, 4)
+        assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+
+
+def test_batched_gradients_are_those_one_by_one():
+    chain, x = make_chain(Mlp(8, 32), Mlp(8, 32)), torch.randn(2, 9, 8, requires_grad=True)
+    dr2net.slice_mlps(chain, 4)
+    output = chain(x)
+    seeds = torch.randn(3, *output.shape)
+    inputs = [x, *chain.parameters()]
+    one_by_one = [torch.autograd.grad(chain(x), inputs, seed) for seed in seeds]
+    batched = torch.autograd.grad(output, inputs, seeds, is_grads_batched=True)
+    for found, expected in zip(batched, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected))
 
 
 def test_backward_may_run_twice():
@@ -191,18 +281,18 @@ def test_outputs_and_gradients_are_those_of_whole_mlps_up_to_rounding(tokens, al
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 8), (2, 3, 5, 8), (1, 2, 3, 2, 8), (0, 9, 8)])
-def test_tokens_are_all_dimensions_but_batch_and_channels(shape):
+def test_tokens_are_those_of_all_samples_in_every_dimension_but_channels(shape):
     chain, x = make_chain(Mlp(8, 32), Mlp(8, 32)), torch.randn(shape, requires_grad=True)
     whole = gradients(chain, x)
     dr2net.slice_mlps(chain, 4)
     found = gradients(chain, x)
     assert [tensor.shape for tensor in found] == [tensor.shape for tensor in whole]
     assert difference(found, whole) < BOUND if len(x) else all(not t.any() for t in found)
-    rows = [4] * (x[:1].shape[1:-1].numel() // 4)
-    assert rows_seen(chain[0], lambda: chain.eval()(x.detach()))[: len(rows)] == rows
+    rows = [min(4, x.shape[:-1].numel() - start) for start in range(0, x.shape[:-1].numel(), 4)]
+    assert rows_seen(chain[0], lambda: chain(x.detach())) == (rows or [9])
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 8), (2, 2, 2, 8), (2, 0, 8), (7, 8)])
+@pytest.mark.parametrize("shape", [(1, 4, 8), (1, 2, 2, 8), (2, 0, 8), (4, 8)])
 def test_fewer_tokens_run_in_one_call_of_forward_and_one_of_recomputation(shape):
     chain, x = make_chain(Mlp(8, 32)), torch.randn(shape, requires_grad=True)
     whole = gradients(chain, x)
@@ -211,12 +301,23 @@ def test_fewer_tokens_run_in_one_call_of_forward_and_one_of_recomputation(shape)
     assert len(rows_seen(chain[0], lambda: gradients(chain, x))) == 2
 
 
-def test_the_first_layer_is_computed_once_more_and_only_in_training():
-    chain, x = make_chain(Mlp(8, 32)), torch.randn(2, 9, 8, requires_grad=True)
+@pytest.mark.parametrize(("branch", "more"), [(whole_coupling, []), (beside_others, [4, 4, 1])])
+def test_only_beside_others_is_the_first_layer_computed_once_more(branch, more):
+    chain, x = make_chain(Mlp(8, 32), branch=branch), torch.randn(1, 9, 8, requires_grad=True)
     dr2net.slice_mlps(chain, 4)
-    assert rows_seen(chain[0], lambda: chain(x).sum().backward()) == [4, 4, 1] * 2 + [1, 4, 4]
+    seen = rows_seen(chain[0], lambda: chain(x).sum().backward())
+    assert seen == [4, 4, 1, *more, 1, 4, 4]
+
+
+@BRANCHES
+def test_inference_runs_mlps_whole(branch):
+    chain, x = make_chain(Mlp(8, 32), branch=branch), torch.randn(1, 9, 8)
+    whole = chain.eval()(x)
+    dr2net.slice_mlps(chain, 4)
     with torch.no_grad():
-        assert rows_seen(chain[0], lambda: chain(x)) == [4, 4, 1]
+        assert rows_seen(chain[0], lambda: chain.train()(x)) == [9]
+    assert rows_seen(chain[0], lambda: chain.eval()(x)) == [9]
+    assert torch.equal(chain(x), whole)
 
 
 class Peak(TorchDispatchMode):
@@ -250,10 +351,12 @@ def peak_of_a_step(chain, x):
     return counted.peak
 
 
-def test_the_peak_of_memory_falls():
+@BRANCHES
+def test_the_peak_of_memory_falls(branch):
     # Width 64, hidden 256, 4,096 tokens in slices of 256. Whole, hidden activations (before and
     # after GELU, and their gradients) are 4 MB each, and the streams 1 MB.
-    chain, x = make_chain(Mlp(64, 256), Mlp(64, 256)), torch.randn(1, 4096, 64)
+    chain = make_chain(Mlp(64, 256), Mlp(64, 256), branch=branch)
+    x = torch.randn(1, 4096, 64)
     whole = peak_of_a_step(chain, x)
     dr2net.slice_mlps(chain, 256)
     assert peak_of_a_step(chain, x) < 0.6 * whole
@@ -273,8 +376,8 @@ def of_transformers(family, name):
     pytest.importorskip("transformers")
     config = pytest.importorskip(f"transformers.models.{family}.configuration_{family}")
     modeling = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
-    kind = {"vit": "ViTConfig", "dinov2": "Dinov2Config"}[family]
-    options = {"hidden_size": 8, "num_attention_heads": 2}
+    kind = {"vit": "ViTConfig", "dinov2": "Dinov2Config", "videomae": "VideoMAEConfig"}[family]
+    options = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 32}
     return getattr(modeling, name)(getattr(config, kind)(**options))
 
 
@@ -297,25 +400,44 @@ KNOWN = {
     "ViTMLP": lambda: of_transformers("vit", "ViTMLP"),
     "Dinov2MLP": lambda: of_transformers("dinov2", "Dinov2MLP"),
     "Dinov2SwiGLUFFN": lambda: of_transformers("dinov2", "Dinov2SwiGLUFFN"),
+    "VideoMAEIntermediate": lambda: of_transformers("videomae", "VideoMAEIntermediate"),
 }
+BRANCH_OF = {"FFN": layers, "VideoMAEIntermediate": two_halves}
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_mlps_are_sliced(name):
-    mlp, x = KNOWN[name](), torch.randn(2, 9, 8, requires_grad=True)
-    path = f"{type(mlp).__module__}.{type(mlp).__qualname__}"
-    chain = make_chain(mlp, branch=run_layers if MLPS[path] else run_mlp)
-    whole = gradients(chain.eval(), x)
+    mlp, x = KNOWN[name](), torch.randn(1, 9, 8, requires_grad=True)
+    chain = make_chain(mlp, branch=BRANCH_OF.get(name, whole_coupling))
+    chain[0]["output"] = nn.Linear(32, 8) if name == "VideoMAEIntermediate" else nn.Identity()
     dr2net.slice_mlps(chain, 4)
-    assert difference(gradients(chain, x), whole) < BOUND
-    assert rows_seen(mlp, lambda: chain(x.detach()))[:3] == [4, 4, 1]
-    chain.train()
+    assert rows_seen(mlp, lambda: chain(x)) == [4, 4, 1]
+    assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+    for part in mlp.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    found = gradients(chain, x)
+    dr2net.slice_mlps(chain, None)
+    assert difference(found, gradients(chain, x)) < BOUND
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_mlps_are_sliced_beside_others(name):
+    mlp, x = KNOWN[name](), torch.randn(1, 9, 8, requires_grad=True)
+    chain = make_chain(mlp, branch=beside_others)
+    if name in BRANCH_OF:  # which are more than an MLP, or less
+        with pytest.raises(ValueError, match="no MLP that can be sliced"):
+            dr2net.slice_mlps(chain, 4)
+        return
+    dr2net.slice_mlps(chain, 4)
+    assert rows_seen(mlp, lambda: chain(x)) == [4, 4, 1]
     assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
 
 
 def test_every_known_class_is_tested():
     found = {type(make()) for make in KNOWN.values()}
-    assert {f"{kind.__module__}.{kind.__qualname__}" for kind in found} == set(MLPS)
+    paths = {f"{kind.__module__}.{kind.__qualname__}" for kind in found}
+    assert paths == set(MLPS_IN_BRANCHES) > set(MLPS)
 
 
 class Derived(Mlp):
@@ -336,13 +458,14 @@ class Derived(Mlp):
 )
 def test_others_are_refused_and_stay_as_they_are(mlp):
     chain = make_chain(mlp)
-    with pytest.raises(ValueError, match=rf"Known are timm.*found were .*{type(mlp).__name__}"):
+    with pytest.raises(ValueError, match=rf"Known are .*timm.*found were .*{type(mlp).__name__}"):
         dr2net.slice_mlps(chain, 4)
     assert not hasattr(mlp, "slice_tokens")
     chain.add_module("1", block(Mlp(8)))
     dr2net.slice_mlps(chain, 4)
     assert not hasattr(mlp, "slice_tokens")
-    assert chain[1]["mlp"].slice_tokens == 4
+    x = torch.randn(1, 9, 8)
+    assert rows_seen(chain[1]["mlp"], lambda: chain[1:](x)) == [4, 4, 1]
 
 
 def test_mlps_outside_of_chains_stay_as_they_are():
@@ -394,8 +517,13 @@ def test_none_gives_the_modules_back_as_they_were():
 def test_other_sizes_replace_the_former():
     model = sliced(timm_vit(), tokens=5)
     dr2net.slice_mlps(model, 9)
-    assert rows_seen(model.blocks[0].mlp, lambda: model.eval()(torch.randn(IMAGES)))[:2] == [9, 8]
-    assert type(model.blocks[0].mlp).__mro__[1] is Mlp
+    assert rows_seen(model.blocks[0].mlp, lambda: model(torch.randn(IMAGES)))[-2:] == [9, 7]
+    assert "slice_tokens=9" in repr(model)
+    chain = make_chain(Mlp(8), branch=beside_others)
+    for tokens in (5, 3):
+        dr2net.slice_mlps(chain, tokens)
+    assert type(chain[0]["mlp"]).__mro__[1] is Mlp
+    assert rows_seen(chain[0]["mlp"], lambda: chain(torch.randn(1, 9, 8))) == [3, 3, 3]
 
 
 def test_reverting_undoes_it():
@@ -410,10 +538,19 @@ def test_copies_are_sliced_on_their_own(copied):
     twin = copied(model)
     assert_same_bits(gradients(twin, x), gradients(model, x))
     dr2net.slice_mlps(model, None)
-    assert twin.blocks[0].mlp.slice_tokens == 5
+    assert rows_seen(twin.blocks[0].mlp, lambda: twin(x))[:2] == [5, 5]
+    assert rows_seen(model.blocks[0].mlp, lambda: model(x)) == [17]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_beside_others_have_weights_of_their_own(copied):
+    chain = make_chain(Mlp(8, 32), branch=beside_others)
+    dr2net.slice_mlps(chain, 4)
+    twin = copied(chain)
     with torch.no_grad():
-        twin.blocks[0].mlp.fc1.weight.zero_()
-    assert twin.blocks[0].mlp(torch.randn(1, 17, 32)).std(1).max() == 0
+        twin[0]["mlp"].fc1.weight.zero_()
+    assert twin[0]["mlp"](torch.randn(1, 17, 8)).std(1).max() < 1e-6
+    assert chain[0]["mlp"](torch.randn(1, 17, 8)).std(1).min() > 1e-3
 
 
 # Elsewhere

@@ -15,6 +15,7 @@ from mmaction.models.backbones.mvit import MultiScaleBlock, MViT, resize_pos_emb
 from torch import Tensor, nn
 
 from ..chain import residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods
@@ -30,8 +31,9 @@ def attention(block: Any, x: Tensor, in_size: Size) -> Tensor:
 
 
 @residual
-def mlp(block: Any, x: Tensor, in_size: Size) -> Tensor:
-    return block.drop_path(block.mlp(block.norm2(x)))
+@tokenwise("norm2", "mlp", drop_path="drop_path")
+def mlp(block: Any, x: Tensor) -> Tensor:
+    return block.mlp(block.norm2(x))
 
 
 @register_adapter(MViT)

@@ -19,6 +19,7 @@ from mmaction.models.backbones.swin import (
 from torch import Tensor
 
 from ..chain import residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods
@@ -30,8 +31,9 @@ def attention(block: Any, x: Tensor, mask_matrix: Tensor) -> Tensor:
 
 
 @residual
-def mlp(block: Any, x: Tensor, mask_matrix: Tensor) -> Tensor:
-    return block.forward_part2(x)
+@tokenwise("norm2", "mlp", drop_path="drop_path")
+def mlp(block: Any, x: Tensor) -> Tensor:
+    return block.mlp(block.norm2(x))
 
 
 @register_adapter(SwinTransformer3D)

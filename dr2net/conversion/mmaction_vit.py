@@ -13,28 +13,31 @@ from mmaction.models.backbones.vit_mae import Attention, VisionTransformer
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 
 
 @residual
 def attention(block: Any, x: Tensor) -> Tensor:
-    return _scaled(block, "gamma_1", block.attn(block.norm1(x)))
+    return block.drop_path(_scaled(block, "gamma_1", block.attn(block.norm1(x))))
 
 
 @residual
 def attention_fused(block: Any, x: Tensor) -> Tensor:
-    return _scaled(block, "gamma_1", scaled_dot_product(block.attn, block.norm1(x)))
+    attended = scaled_dot_product(block.attn, block.norm1(x))
+    return block.drop_path(_scaled(block, "gamma_1", attended))
 
 
 @residual
+@tokenwise("norm2", "mlp", drop_path="drop_path")
 def mlp(block: Any, x: Tensor) -> Tensor:
     return _scaled(block, "gamma_2", block.mlp(block.norm2(x)))
 
 
 def _scaled(block: Any, gamma: str, output: Tensor) -> Tensor:
     # A block without LayerScale has no gamma_1 and gamma_2.
-    return block.drop_path(getattr(block, gamma) * output if hasattr(block, gamma) else output)
+    return getattr(block, gamma) * output if hasattr(block, gamma) else output
 
 
 def scaled_dot_product(attn: Attention, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from mmdet.models.backbones.swin import SwinBlock, SwinBlockSequence, SwinTransf
 from torch import Tensor
 
 from ..chain import residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods
@@ -24,9 +25,10 @@ def attention(block: Any, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
 
 
 @residual
-def mlp(block: Any, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
+@tokenwise("norm2", "ffn", drop_path="ffn.dropout_layer")
+def mlp(block: Any, x: Tensor) -> Tensor:
     ffn = block.ffn  # called as a whole it would add its shortcut
-    return ffn.dropout_layer(ffn.gamma2(ffn.layers(block.norm2(x))))
+    return ffn.gamma2(ffn.layers(block.norm2(x)))
 
 
 @register_adapter(SwinTransformer)

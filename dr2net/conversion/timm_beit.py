@@ -12,6 +12,7 @@ from timm.models.beit import Beit, Block
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates
@@ -24,9 +25,10 @@ def attention(block: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) 
 
 
 @residual
-def mlp(block: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+@tokenwise("norm2", "mlp", drop_path="drop_path2")
+def mlp(block: Any, x: Tensor) -> Tensor:
     output = block.mlp(block.norm2(x))
-    return block.drop_path2(output if block.gamma_2 is None else block.gamma_2 * output)
+    return output if block.gamma_2 is None else block.gamma_2 * output
 
 
 @register_adapter(Beit)

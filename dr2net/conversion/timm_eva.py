@@ -13,6 +13,7 @@ from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates
@@ -28,9 +29,10 @@ def attention(block: Any, x: Tensor, rope: Rope = None, **attention_options: Any
 
 
 @residual
-def mlp(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
+@tokenwise("norm2", "mlp", drop_path="drop_path2")
+def mlp(block: Any, x: Tensor) -> Tensor:
     output = block.mlp(block.norm2(x))
-    return block.drop_path2(output if block.gamma_2 is None else block.gamma_2 * output)
+    return output if block.gamma_2 is None else block.gamma_2 * output
 
 
 @residual
@@ -42,8 +44,9 @@ def attention_post_norm(
 
 
 @residual
-def mlp_post_norm(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
-    return block.drop_path2(block.norm2(block.mlp(x)))
+@tokenwise("mlp", "norm2", drop_path="drop_path2")
+def mlp_post_norm(block: Any, x: Tensor) -> Tensor:
+    return block.norm2(block.mlp(x))
 
 
 BRANCHES = {EvaBlock: (attention, mlp), EvaBlockPostNorm: (attention_post_norm, mlp_post_norm)}

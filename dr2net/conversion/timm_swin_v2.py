@@ -15,6 +15,7 @@ from timm.models.swin_transformer_v2 import (
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, forward
@@ -26,10 +27,11 @@ def attention(block: Any, x: Tensor) -> Tensor:
 
 
 @residual
+@tokenwise("mlp", "norm2", drop_path="drop_path2")
 def mlp(block: Any, x: Tensor) -> Tensor:
     # Without the grid, as timm does: kernels are chosen by the number of dimensions.
     tokens = x.reshape(len(x), -1, x.shape[-1])
-    return block.drop_path2(block.norm2(block.mlp(tokens))).reshape(x.shape)
+    return block.norm2(block.mlp(tokens)).reshape(x.shape)
 
 
 @register_adapter(SwinTransformerV2)

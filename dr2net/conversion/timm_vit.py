@@ -22,6 +22,7 @@ from timm.models.vision_transformer import (
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates
@@ -36,8 +37,9 @@ def attention(
 
 
 @residual
-def mlp(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
-    return block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+@tokenwise("norm2", "mlp", "ls2", drop_path="drop_path2")
+def mlp(block: Any, x: Tensor) -> Tensor:
+    return block.ls2(block.mlp(block.norm2(x)))
 
 
 @residual
@@ -49,8 +51,9 @@ def attention_post_norm(
 
 
 @residual
-def mlp_post_norm(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
-    return block.drop_path2(block.norm2(block.mlp(x)))
+@tokenwise("mlp", "norm2", drop_path="drop_path2")
+def mlp_post_norm(block: Any, x: Tensor) -> Tensor:
+    return block.norm2(block.mlp(x))
 
 
 @residual

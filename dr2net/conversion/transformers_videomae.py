@@ -14,6 +14,7 @@ from transformers.models.videomae.modeling_videomae import VideoMAELayer, VideoM
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers
@@ -25,7 +26,8 @@ def attention(block: Any, x: Tensor, **options: Any) -> Tensor:
 
 
 @partial(residual, shortcut_first=False)
-def mlp(block: Any, x: Tensor, **options: Any) -> Tensor:
+@tokenwise("layernorm_after", "intermediate", "output.dense", "output.dropout")
+def mlp(block: Any, x: Tensor) -> Tensor:
     # block.output called as a whole would add its shortcut.
     output = block.output.dense(block.intermediate(block.layernorm_after(x)))
     return block.output.dropout(output)

@@ -15,6 +15,7 @@ from transformers.models.vit.modeling_vit import ViTLayer, ViTModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..chain import ReversibleChain, residual
+from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers
@@ -29,7 +30,8 @@ def attention(
 
 
 @partial(residual, shortcut_first=False)
-def mlp(block: Any, x: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
+@tokenwise("layernorm_after", "mlp", "dropout")
+def mlp(block: Any, x: Tensor) -> Tensor:
     return block.dropout(block.mlp(block.layernorm_after(x)))
 
 

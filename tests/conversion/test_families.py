@@ -101,6 +101,34 @@ def test_gradients_are_those_of_stored_activations(family, arithmetic, precision
     assert_same_bits(rebuilt, stored)
 
 
+@FAMILIES
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen parts"])
+@pytest.mark.parametrize("precision", ["float32", "autocast", "bfloat16"])
+def test_gradients_of_sliced_mlps_are_those_of_stored_activations(family, precision, frozen):
+    network, x = make(family, chance=0.3)
+    model = dr2net.convert(network, *PAIRS[0.3, frozen])
+    if family in {"timm ResNet", "timm SE-ResNeXt"}:
+        with pytest.raises(ValueError, match="no MLP that can be sliced"):
+            dr2net.slice_mlps(model, 7)
+        return
+    dr2net.slice_mlps(model, 7)
+    # ConvNeXt's MLPs stand behind a convolution; all others are couplings of their own.
+    assert all(
+        (c.slice_tokens is None) == (family == "timm ConvNeXt") for c in dr2net.chains(model)
+    )
+    if precision == "bfloat16":
+        model, x = model.to(torch.bfloat16), x.detach().bfloat16()
+        skip_unless_it_runs(copy.deepcopy(built(family, 2, 0.3)).to(torch.bfloat16), x)
+    if frozen:
+        freeze_parts(model)
+        x = x.detach()
+    stored, rebuilt = (
+        gradients(model, x, reversible=reversible, bf16=precision == "autocast")
+        for reversible in (False, True)
+    )
+    assert_same_bits(rebuilt, stored)
+
+
 def skip_unless_it_runs(original, x):
     try:
         original(x)

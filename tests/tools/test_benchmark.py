@@ -74,7 +74,7 @@ class TestBenchmark:
             "checkpoint, every block",
             "Dr²Net, stored (0, 1)",
             "Dr²Net, exact (0, 1)",
-            "Dr²Net, exact (0, 1), MLPs of 256 tokens",
+            "Dr²Net, exact (0, 1), MLPs of 512 tokens",
         ]
 
     def test_without_timed_steps_bytes_are_compared(self, small, tmp_path):

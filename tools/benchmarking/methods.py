@@ -116,7 +116,7 @@ def offloaded(model: nn.Module) -> Forward:
     return forward
 
 
-MLP_TOKENS = 256
+MLP_TOKENS = 512
 
 CONVENTIONAL = "conventional"
 CHECKPOINT = "checkpoint, every block"
