@@ -18,7 +18,7 @@ from .block_state import BlockState
 from .chain import ReversibleChain
 from .conversion import require_chains
 from .conversion.subclass import replace_methods, restore_methods
-from .tokenwise import MLPS_IN_BRANCHES, can_be_sliced, is_mlp
+from .tokenwise import MLPS_IN_BRANCHES, can_be_sliced, is_mlp, slice_lengths
 
 __all__ = ["slice_mlps"]
 
@@ -83,7 +83,8 @@ def forward(self: Any, x: Tensor) -> Tensor:
     if x.shape[:-1].numel() <= self.slice_tokens or not (self.training and _takes_checkpoints()):
         return run(x)
     run = _keeping_nothing(self, run)
-    slices = x.reshape(1, -1, x.shape[-1]).split(self.slice_tokens, dim=1)
+    lengths = slice_lengths(x.shape[:-1].numel(), self.slice_tokens)
+    slices = x.reshape(1, -1, x.shape[-1]).split(lengths, dim=1)
     return torch.cat([run(part) for part in slices], dim=1).reshape(*x.shape[:-1], -1)
 
 

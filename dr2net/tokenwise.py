@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["MLPS_IN_BRANCHES", "Slices", "can_be_sliced", "is_mlp", "tokenwise"]
+__all__ = ["MLPS_IN_BRANCHES", "Slices", "can_be_sliced", "is_mlp", "slice_lengths", "tokenwise"]
 
 # Qualified names of classes. Not those derived from them, which may compute anything.
 MLPS = {
@@ -127,6 +127,12 @@ def _qualified_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
+def slice_lengths(tokens: int, most: int) -> list[int]:
+    """Lengths of the fewest slices of at most ``most`` of ``tokens`` tokens, as even as can be."""
+    count = -(-tokens // most)
+    return [(tokens + place) // count for place in range(count)][::-1]
+
+
 class Slices:
     """One call of a branch over slices of at most ``tokens`` tokens, of all samples together.
 
@@ -134,7 +140,8 @@ class Slices:
     """
 
     def __init__(self, block: nn.Module, branch: Callable[..., Tensor], x: Tensor, tokens: int):
-        self.shape, self.tokens = x.shape, tokens
+        self.shape = x.shape
+        self.lengths = slice_lengths(x.shape[:-1].numel(), tokens)
         self.mask: Tensor | None = None
         """What (batch, 1, 1) samples are multiplied by, if some of them may be dropped."""
         drop_path = branch.tokenwise.drop_path  # type: ignore[attr-defined]
@@ -146,15 +153,14 @@ class Slices:
 
     def cut(self, tensor: Tensor) -> Sequence[Tensor]:
         """Slices of a tensor of x's shape."""
-        return tensor.reshape(1, -1, self.shape[-1]).split(self.tokens, dim=1)
+        return tensor.reshape(1, -1, self.shape[-1]).split(self.lengths, dim=1)
 
     def masks(self) -> Sequence[Tensor | None]:
         """For each slice, what the tokens' outputs are multiplied by, of shape (1, tokens, 1)."""
-        count = self.shape[:-1].numel()
         if self.mask is None:
-            return [None] * -(-count // self.tokens)
-        of_tokens = self.mask.expand(-1, count // len(self.mask), -1)
-        return of_tokens.reshape(1, -1, 1).split(self.tokens, dim=1)
+            return [None] * len(self.lengths)
+        of_tokens = self.mask.expand(-1, sum(self.lengths) // len(self.mask), -1)
+        return of_tokens.reshape(1, -1, 1).split(self.lengths, dim=1)
 
     def join(self, slices: Sequence[Tensor]) -> Tensor:
         """The tensor of x's shape that the slices make."""
