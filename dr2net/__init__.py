@@ -15,7 +15,6 @@ from .conversion import (
 from .planning import plan
 from .schedule import CoefficientSchedule
 from .slicing import slice_mlps
-from .tokenwise import tokenwise
 from .verification import verify, verify_step
 
 __version__ = "0.1.0"
@@ -35,7 +34,6 @@ __all__ = [
     "set_coefficients",
     "set_reversible",
     "slice_mlps",
-    "tokenwise",
     "verify",
     "verify_step",
 ]

@@ -31,6 +31,7 @@ from .arithmetic import (
 from .coupling import coupling_values
 from .distributed import after_couplings, before_couplings, is_sharding_hook, refuse_sharded
 from .streams import Branch, Pass, check_shape
+from .tokenwise import Tokenwise
 
 __all__ = ["ReversibleChain", "residual"]
 
@@ -44,19 +45,38 @@ COEFFICIENT_ONE = 1 << 54
 REST_ONE = 1 << 91
 
 
-def residual(branch: Callable[..., Tensor], shortcut_first: bool = True) -> Branch:
+def residual(
+    branch: Callable[..., Tensor],
+    shortcut_first: bool = True,
+    tokenwise: Sequence[str] = (),
+    drop_path: str | None = None,
+) -> Branch:
     """Makes G(x; α) = F(x) + α·x of a function ``branch(block, x, *args, **kwargs)`` for F.
 
     Args:
         shortcut_first: whether the original network computes x + F(x) or F(x) + x. The sum is laid
             out in memory like its first term, and kernels further on choose by that how to sum.
+        tokenwise: of a ``branch(block, x)`` that computes each token of x (…, channels) by itself:
+            names, within the block, of all modules that it calls. ``slice_mlps`` can run it over
+            slices of the tokens.
+        drop_path: name of the module that drops whole samples (stochastic depth), if F is what it
+            makes of the output of ``branch``. It draws once for all slices.
     """
 
     @wraps(branch)
     def with_shortcut(
-        block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any
+        block: nn.Module,
+        x: Tensor,
+        alpha: float,
+        *args: Any,
+        _drop_mask: Tensor | None = None,  # of a slice
+        **kwargs: Any,
     ) -> Tensor:
-        output = branch(block, x, *args, **kwargs)
+        output = branch(block, x) if tokenwise else branch(block, x, *args, **kwargs)
+        if _drop_mask is not None:
+            output = output * _drop_mask.to(output.dtype)
+        elif drop_path is not None:
+            output = block.get_submodule(drop_path)(output)
         check_shape(output, x)  # before broadcasting could hide a wrong one
         if alpha == 0:
             return output
@@ -64,6 +84,8 @@ def residual(branch: Callable[..., Tensor], shortcut_first: bool = True) -> Bran
             return torch.add(output, x, alpha=alpha)
         return x + output if shortcut_first else output + x
 
+    if tokenwise:
+        with_shortcut.tokenwise = Tokenwise(tuple(tokenwise), drop_path)  # type: ignore[attr-defined]
     return with_shortcut
 
 
@@ -320,8 +342,8 @@ class ReversibleChain(nn.Module):
             )
         arithmetic = self.make_arithmetic(alpha, beta, x.dtype)
         names, couplings = self.coupling_names(keys), self.couplings(keys)
-        # Inference, exports among it, runs modules whole: they hold little there.
-        tokens = self.slice_tokens if self.training and torch.is_grad_enabled() else None
+        # Not by whether there are gradients: a reentrant checkpoint runs forward without.
+        tokens = self.slice_tokens if self.training else None
         return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs, tokens)
 
     def make_arithmetic(self, alpha: float, beta: float, dtype: torch.dtype) -> Arithmetic:

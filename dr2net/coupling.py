@@ -7,20 +7,17 @@ Each coupling is one node, so that the gradients of its parameters leave as soon
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge, saved_tensors_hooks
+from torch.autograd.graph import Node, get_gradient_edge, saved_tensors_hooks
 
 from .arithmetic import combine_gradients
-from .block_state import BlockState
 from .distributed import after_couplings, before_couplings
-from .replay import RandomState, run_recorded, run_replayed
+from .recomputation import Recomputation, run_stored
 from .streams import Pass
-from .tokenwise import Slices
 
 __all__ = ["coupling_values"]
 
@@ -77,57 +74,31 @@ def _stored_coupling(this_pass: Pass, index: int, x: Tensor, y: Tensor) -> tuple
         tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
         for tensor in reversed(this_pass.side)
     ][::-1]
-    slices = this_pass.slices(index, x)
-    if slices is None:
-        output = this_pass.call(index, for_module, side)
-    else:
-        output = _stored_slices(this_pass, index, slices, for_module, side)
+    output = run_stored(this_pass, index, for_module, side)
     return _StoredCoupling.apply(this_pass, output, for_y, y)
-
-
-def _stored_slices(
-    this_pass: Pass, index: int, slices: Slices, x: Tensor, side: Sequence[Tensor]
-) -> Tensor:
-    """The module's output, so stored that parameters' gradients are summed as when rebuilt.
-
-    That is over each slice first, over the slices from the last to the first, and only then over
-    couplings that share a parameter. Views of views have autograd do so.
-    """
-    block, _ = this_pass.couplings[index]
-    state, name = BlockState(block), this_pass.coupling_names[index]
-    of_coupling = {id(parameter): parameter[...] for parameter, _ in state.parameters}
-    state.keep_what_matters(())
-    outputs = []
-    for part, mask in zip(slices.cut(x), slices.masks(), strict=True):
-        of_slice = {key: parameter[...] for key, parameter in of_coupling.items()}
-        with state.put_back(name, of_slice):
-            outputs.append(this_pass.call(index, part, side, mask))
-    return slices.join(outputs)
 
 
 def _rebuilt_coupling(
     this_pass: Pass, index: int, begins: bool, ends: bool, x: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
-    block, _ = this_pass.couplings[index]
-    side, block_state = this_pass.side, BlockState(block)
+    side, recomputation = this_pass.side, Recomputation(this_pass, index, x)
     # With gradients on and the same inputs requiring them as in backward, so that PyTorch chooses
     # the same kernels. The graph made here is dropped at once: what it saves is not for the hooks
     # that the user may have set (to offload, to count).
     name = this_pass.coupling_names[index]
     refuse = partial(_refuse_use_outside, name)
-    slices = this_pass.slices(index, x)
     with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, refuse):
         leaves = [_Inside.apply(name, tensor) for tensor in (x, *side)]
         version = x._version  # which leaves[0] shares
-        output, random_states = _run_recorded(this_pass, index, slices, leaves[0], leaves[1:])
+        output = recomputation.run(leaves[0], leaves[1:])
     if x._version != version:
         raise RuntimeError(
             f"{name} changed its input, the stream, by an inplace operation: it must leave it as "
             "it is and return a new tensor."
         )
-    parameters = [parameter for parameter, _ in block_state.parameters]
+    parameters = [parameter for parameter, _ in recomputation.block_state.parameters]
     used = _used_parameters(output, leaves, parameters, name)
-    block_state.keep_what_matters(used)
+    recomputation.block_state.keep_what_matters(used)
     output = output.detach()
     if not used and not any(leaf.requires_grad for leaf in leaves):
         # Before the first coupling that needs a gradient there is nothing to rebuild.
@@ -137,34 +108,8 @@ def _rebuilt_coupling(
     if begins or not x.requires_grad:
         this_pass.take_fingerprint(index)
     return _ReversibleCoupling.apply(
-        this_pass,
-        index,
-        ends,
-        output,
-        slices,
-        random_states,
-        block_state,
-        x,
-        y,
-        *side,
-        *used,
+        this_pass, index, ends, output, recomputation, x, y, *side, *used
     )
-
-
-def _run_recorded(
-    this_pass: Pass, index: int, slices: Slices | None, x: Tensor, side: Sequence[Tensor]
-) -> tuple[Tensor, list[RandomState | None]]:
-    """The module's output, and the random state that it, or each slice, started from."""
-    call = partial(this_pass.call, index)
-    if slices is None:
-        output, state = run_recorded(partial(call, x, side), this_pass.device)
-        return output, [state]
-    outputs, states = [], []
-    for part, mask in zip(slices.cut(x), slices.masks(), strict=True):
-        output, state = run_recorded(partial(call, part, side, mask), this_pass.device)
-        outputs.append(output)
-        states.append(state)
-    return slices.join(outputs), states
 
 
 class _Inside(torch.autograd.Function):
@@ -223,18 +168,14 @@ class _ReversibleCoupling(torch.autograd.Function):
         index: int,
         keeps_streams: bool,
         output: Tensor,
-        slices: Slices | None,
-        random_states: list[RandomState | None],
-        block_state: BlockState,
+        recomputation: Recomputation,
         x: Tensor,
         y: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.this_pass, ctx.index, ctx.keeps_streams = this_pass, index, keeps_streams
-        ctx.used = tensors[len(this_pass.side) :]
-        ctx.output_dtype, ctx.slices = output.dtype, slices
-        ctx.random_states, ctx.block_state = random_states, block_state
+        ctx.recomputation, ctx.used = recomputation, tensors[len(this_pass.side) :]
         x, y, remainder = this_pass.advance(output, keep_remainder=True)
         streams = this_pass.keep_streams() if keeps_streams else ()
         ctx.save_for_backward(remainder, *streams)
@@ -248,101 +189,13 @@ class _ReversibleCoupling(torch.autograd.Function):
         if ctx.keeps_streams:
             this_pass.restart_backward(index, *streams)
         stream, x = this_pass.rebuild(index, remainder)
-        needs_x, _, *needs_tensors = ctx.needs_input_grad[7:]
+        needs_x, _, *needs_tensors = ctx.needs_input_grad[5:]
+        x.requires_grad_(needs_x)
         side = list(map(_leaf_like, this_pass.side, needs_tensors))
-        name = this_pass.coupling_names[index]
-        # Parameters that functional_call made of others: the way on from them is not ours.
-        made = {id(p): p.detach().requires_grad_() for p in ctx.used if not p.is_leaf}
-        used = [made.get(id(p), p) for p in ctx.used]
-        grads: list[Tensor | None] = [None] * (1 + len(side) + len(used))
-        with ctx.block_state.put_back(name, made) as buffers:
-            if ctx.slices is None:
-                x.requires_grad_(needs_x)
-                output = _recompute(ctx, x, side, None, ctx.random_states[0], buffers)
-                this_pass.retreat(index, stream, output)
-                if grad_x is not None and output.requires_grad:
-                    # The module's backward, where memory has its peak, needs the graph alone.
-                    end = get_gradient_edge(output)
-                    del output
-                    grads = _gradients(end, (x, *side, *used), grad_x.to(ctx.output_dtype))
-            else:
-                grad_output = None if grad_x is None else grad_x.to(ctx.output_dtype)
-                output, of_x, of_used = _slices_back(ctx, x, side, used, grad_output, buffers)
-                grads = [of_x, *[None] * len(side), *of_used]
-                this_pass.retreat(index, stream, output)
+        of_x, *grads = ctx.recomputation.run_back(stream, x, side, ctx.used, grad_x)
         if needs_x:
-            grads[0] = combine_gradients(grads[0], grad_y, this_pass.arithmetic.beta)
-        return *[None] * 7, grads[0], grad_x, *grads[1:]
-
-
-def _recompute(
-    ctx: Any,
-    x: Tensor,
-    side: Sequence[Tensor],
-    drop_mask: Tensor | None,
-    state: RandomState | None,
-    buffers: list[Tensor],
-) -> Tensor:
-    call = partial(ctx.this_pass.call, ctx.index, x, side, drop_mask)
-    with torch.enable_grad():
-        return run_replayed(call, ctx.this_pass.device, state, buffers)
-
-
-def _slices_back(
-    ctx: Any,
-    x: Tensor,
-    side: list[Tensor],
-    used: list[Tensor],
-    grad_output: Tensor | None,
-    buffers: list[Tensor],
-) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-    """The module's output, the gradient of x, and those of the ``used`` parameters.
-
-    The activations of one slice live at a time. Slices run in the order in which autograd would
-    come to them, from the last to the first, so that sums over them are of the same bits.
-    """
-    slices, needs_x = ctx.slices, ctx.needs_input_grad[7]
-    parts, masks = slices.cut(x), slices.masks()
-    outputs: list[Tensor] = []
-    grads_x: list[Tensor | None] = []
-    sums: list[Tensor | None] = [None] * len(used)
-    for i in reversed(range(len(parts))):
-        part = parts[i].detach().requires_grad_(needs_x)
-        output = _recompute(ctx, part, side, masks[i], ctx.random_states[i], buffers)
-        outputs.insert(0, output.detach())
-        grads_x.insert(0, None)
-        if grad_output is not None and output.requires_grad:
-            end = get_gradient_edge(output)
-            del output
-            grads_x[0], *found = _gradients(end, (part, *used), slices.cut(grad_output)[i])
-            sums = list(map(_sum, sums, found))
-            del found  # before the next slice has its own
-    grad_x = None
-    if any(grad is not None for grad in grads_x):
-        pairs = zip(grads_x, parts, strict=True)
-        grad_x = slices.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
-    return slices.join(outputs), grad_x, sums
-
-
-def _sum(total: Tensor | None, more: Tensor | None) -> Tensor | None:
-    """Their sum, in memory that is no gradient's own: several gradients can be one tensor."""
-    if total is None or more is None:
-        return total if more is None else more.clone()
-    return total.add_(more)
-
-
-def _gradients(
-    end: GradientEdge, tensors: Sequence[Tensor], grad_output: Tensor
-) -> list[Tensor | None]:
-    """For each of the ``tensors`` its gradient, None where it needs none or has no part in it."""
-    wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-    inputs = [tensors[i] for i in wanted]
-    with _tensor_hooks_suspended(inputs):
-        found = torch.autograd.grad(end, inputs, grad_output, allow_unused=True)
-    grads: list[Tensor | None] = [None] * len(tensors)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads
+            of_x = combine_gradients(of_x, grad_y, this_pass.arithmetic.beta)
+        return *[None] * 5, of_x, grad_x, *grads
 
 
 def _used_parameters(
@@ -380,19 +233,6 @@ def _used_parameters(
         leaves.add(id(leaf))
         waiting.extend(following for following, _ in node.next_functions)
     return [p for p in trained if (id(p) in leaves if p.is_leaf else p.grad_fn in seen)]
-
-
-@contextmanager
-def _tensor_hooks_suspended(tensors: list[Tensor]) -> Iterator[None]:
-    """Keeps hooks on parameters for the gradient that autograd will hand them, and them alone."""
-    hooks = [tensor._backward_hooks for tensor in tensors]
-    for tensor in tensors:
-        tensor._backward_hooks = None
-    try:
-        yield
-    finally:
-        for tensor, hook in zip(tensors, hooks, strict=True):
-            tensor._backward_hooks = hook
 
 
 def _keep_nothing(_: Any) -> Any:

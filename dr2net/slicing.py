@@ -26,15 +26,17 @@ __all__ = ["slice_mlps"]
 def slice_mlps(model: nn.Module, tokens: int | None) -> None:
     """Has the MLPs in the chains of ``model`` train over slices of at most ``tokens`` tokens.
 
-    The hidden activations of one slice live at a time. A coupling that is no more than an MLP and
-    what stands around it (norm, scale, stochastic depth) runs in slices as a whole, forward and
-    backward of one before the next, which computes nothing twice. An MLP beside other things
-    (behind ConvNeXt's convolution) costs one more computation of its first half.
+    Where activations are rebuilt, the hidden ones of one slice live at a time. A coupling that is
+    no more than an MLP and what stands around it (norm, scale, stochastic depth) runs in slices as
+    a whole, forward and backward of one before the next, and computes nothing more often than
+    without slices. An MLP beside other things (behind ConvNeXt's convolution) costs one more
+    computation of its first half.
 
     Gradients are the same with activations rebuilt and stored, bit for bit; to those of whole MLPs
     they are equal up to the order in which parameters' gradients are summed over tokens, and up to
-    the dropout masks, which are drawn slice by slice. In eval mode and without gradients MLPs run
-    whole.
+    the dropout masks, which are drawn slice by slice. In eval mode and exports MLPs run whole.
+
+    To be called last, after modules have been exchanged for others (adapters of LoRA).
 
     Args:
         model: a converted network.
@@ -80,18 +82,17 @@ def _mlps_beside_others(chain: ReversibleChain) -> Iterator[nn.Module]:
 def forward(self: Any, x: Tensor) -> Tensor:
     """As the MLP's own; in training over slices of the tokens of ``x``, (…, channels)."""
     run: Callable[[Tensor], Tensor] = partial(self._original_class.forward, self)
-    if x.shape[:-1].numel() <= self.slice_tokens or not (self.training and _takes_checkpoints()):
+    if not self.training or x.shape[:-1].numel() <= self.slice_tokens or _is_exporting():
         return run(x)
-    run = _keeping_nothing(self, run)
+    if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+        run = _keeping_nothing(self, run)  # not in transforms, which have no hooks on saved tensors
     lengths = slice_lengths(x.shape[:-1].numel(), self.slice_tokens)
     slices = x.reshape(1, -1, x.shape[-1]).split(lengths, dim=1)
     return torch.cat([run(part) for part in slices], dim=1).reshape(*x.shape[:-1], -1)
 
 
-def _takes_checkpoints() -> bool:
-    elsewhere = torch.compiler.is_exporting() or torch.jit.is_tracing()
-    in_functional = torch._C._are_functorch_transforms_active()  # has no hooks on saved tensors
-    return torch.is_grad_enabled() and not elsewhere and not in_functional
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def _keeping_nothing(mlp: nn.Module, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -101,7 +102,7 @@ def _keeping_nothing(mlp: nn.Module, run: Callable[[Tensor], Tensor]) -> Callabl
     state = BlockState(mlp)
     # Views, so that a parameter's gradients of all the slices are summed before those of other
     # calls are added, as a chain that rebuilds does.
-    views = {id(parameter): parameter[...] for parameter, _ in state.parameters}
+    views = {id(p): p[...] for p, _ in state.parameters if p.requires_grad}
 
     def run_with_these(part: Tensor) -> Tensor:
         with state.put_back(f"this {type(mlp).__name__}", views):

@@ -126,7 +126,7 @@ class Pass:
         leaves = [next(tensors) if leaf is _SIDE_INPUT else leaf for leaf in self.leaves]
         args, kwargs = tree_unflatten(leaves, self.spec)
         if drop_mask is not None:
-            kwargs["drop_mask"] = drop_mask
+            kwargs["_drop_mask"] = drop_mask
         block, branch = self.couplings[index]
         try:
             with self.autocast.replayed(), without_benchmark(self.device):
@@ -167,6 +167,7 @@ class Pass:
         self.rebuilt_peaks[index] = peak(x)
         assert self.x is not None
         self._move(self.x, stream)  # y is no longer needed
+        self.position = -1  # the two are no pair until ``retreat``
         return stream, x
 
     def keep_streams(self) -> tuple[Tensor | None, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from dr2net import CoefficientSchedule, ReversibleChain, residual, tokenwise
+from dr2net import CoefficientSchedule, ReversibleChain, residual
 from tests.toy import assert_same_bits, gate, mix
 
 CASES = 20 * settings().max_examples
@@ -55,8 +56,7 @@ def rectify(block: nn.Module, x: Tensor, alpha: float, shift: Tensor | None = No
     return torch.relu_(mix.__wrapped__(block, x, shift) + alpha * x)
 
 
-@residual
-@tokenwise("norm", "mlp", drop_path="drop_path")
+@partial(residual, tokenwise=("norm", "mlp"), drop_path="drop_path")
 def perceive(block: nn.Module, x: Tensor) -> Tensor:
     """Runs over slices of its tokens, unless the norm is one of all of them."""
     return block.mlp(block.norm(x))

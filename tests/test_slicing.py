@@ -3,6 +3,7 @@
 import copy
 import pickle
 import weakref
+from functools import partial
 
 import pytest
 import timm
@@ -12,9 +13,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import dr2net
-from dr2net import ReversibleChain, residual, tokenwise
+from dr2net import ReversibleChain, residual
 from dr2net.tokenwise import MLPS, MLPS_IN_BRANCHES, can_be_sliced
 from tests.conversion.families import IMAGES, STOCHASTIC, converted, timm_vit
 from tests.toy import assert_same_bits, gradients
@@ -41,8 +43,7 @@ def block(mlp):
     return nn.ModuleDict({"mlp": mlp})
 
 
-@residual
-@tokenwise("mlp")
+@partial(residual, tokenwise=("mlp",))
 def whole_coupling(block, x):
     return block["mlp"](x)
 
@@ -52,14 +53,12 @@ def beside_others(block, x):
     return block["mlp"](x) * torch.sigmoid(x.mean(1, keepdim=True))
 
 
-@residual
-@tokenwise("mlp")
+@partial(residual, tokenwise=("mlp",))
 def layers(block, x):
     return block["mlp"].layers(x)
 
 
-@residual
-@tokenwise("mlp", "output")
+@partial(residual, tokenwise=("mlp", "output"))
 def two_halves(block, x):
     return block["output"](block["mlp"](x))
 
@@ -200,8 +199,7 @@ def test_a_weight_used_twice_for_each_token_has_the_same_gradient():
     assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
 
 
-@residual
-@tokenwise("mlp", drop_path="drop")
+@partial(residual, tokenwise=("mlp",), drop_path="drop")
 def dropped_at_times(block, x):
     return block["mlp"](x)
 
@@ -237,6 +235,38 @@ def test_a_stochastic_depth_that_is_not_declared_is_not_sliced():
     chain[0]["mlp"].drop2, chain[0]["drop"] = nn.Identity(), nn.Identity()
     assert can_be_sliced(chain[0], whole_coupling)
     assert can_be_sliced(chain[0], dropped_at_times)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda: torch.nn.utils.spectral_norm(nn.Linear(8, 8)),
+        lambda: torch.nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)),
+        lambda: nn.LayerNorm((9, 8)),
+        lambda: nn.BatchNorm1d(9),
+    ],
+)
+def test_parts_that_tokens_share_are_not_sliced(part):
+    chain = make_chain(Mlp(8, 8), branch=two_halves)
+    chain[0]["output"] = nn.LayerNorm(8)
+    assert can_be_sliced(chain[0], two_halves)
+    chain[0]["output"] = part()
+    assert not can_be_sliced(chain[0], two_halves)
+
+
+class Quantised(nn.Linear):
+    def forward(self, x):
+        assert type(self.weight) is nn.Parameter
+        return super().forward(x)
+
+
+@BRANCHES
+def test_frozen_parameters_are_left_as_they_are(branch):
+    mlp = Mlp(8, 8)
+    mlp.fc1 = Quantised(8, 8).requires_grad_(False)
+    chain, x = make_chain(mlp, branch=branch), torch.randn(2, 9, 8, requires_grad=True)
+    dr2net.slice_mlps(chain, 4)
+    assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
 
 
 def test_pure_low_precision_and_double_precision_have_the_same_gradients():
@@ -321,10 +351,37 @@ def test_inference_runs_mlps_whole(branch):
     chain, x = make_chain(Mlp(8, 32), branch=branch), torch.randn(1, 10, 8)
     whole = chain.eval()(x)
     dr2net.slice_mlps(chain, 4)
-    with torch.no_grad():
-        assert rows_seen(chain[0], lambda: chain.train()(x)) == [10]
-    assert rows_seen(chain[0], lambda: chain.eval()(x)) == [10]
+    assert rows_seen(chain[0], lambda: chain(x)) == [10]
     assert torch.equal(chain(x), whole)
+
+
+@BRANCHES
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_chain_changes_nothing(branch, reversible, reentrant):
+    # A reentrant one runs forward without gradients: slices, and their dropout, are the same.
+    chain = make_chain(Mlp(8, 32, drop=0.5), Mlp(8, 32, drop=0.5), branch=branch)
+    chain.reversible = reversible
+    dr2net.slice_mlps(chain, 4)
+    found = []
+    for run in (chain, partial(checkpoint, chain, use_reentrant=reentrant)):
+        x = torch.linspace(-1, 2, 144).view(2, 9, 8).requires_grad_()
+        found.append([*steps(chain, lambda _, run=run, x=x: run(x).square().sum()), x.grad])
+    assert_same_bits(*found)
+
+
+def test_a_backward_after_one_that_failed_midway_is_not_mistaken():
+    chain = make_chain(*(Mlp(8, 32) for _ in range(4)))
+    x = torch.randn(2, 9, 8, requires_grad=True)
+    first, last = chain.features(x, blocks=[1, 3])
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    with chain[1]["mlp"].register_forward_pre_hook(fail), pytest.raises(ZeroDivisionError):
+        last.sum().backward(retain_graph=True)
+    first.sum().backward()
+    assert x.grad is not None
 
 
 class Peak(TorchDispatchMode):

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2112.01526
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,6 @@ from mmaction.models.backbones.mvit import MultiScaleBlock, MViT, resize_pos_emb
 from torch import Tensor, nn
 
 from ..chain import residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods
@@ -30,8 +30,7 @@ def attention(block: Any, x: Tensor, in_size: Size) -> Tensor:
     return block.drop_path(attended)
 
 
-@residual
-@tokenwise("norm2", "mlp", drop_path="drop_path")
+@partial(residual, tokenwise=("norm2", "mlp"), drop_path="drop_path")
 def mlp(block: Any, x: Tensor) -> Tensor:
     return block.mlp(block.norm2(x))
 

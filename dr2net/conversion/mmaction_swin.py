@@ -6,6 +6,7 @@ Liu et al., "Video Swin Transformer", https://arxiv.org/abs/2106.13230
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from mmaction.models.backbones.swin import (
 from torch import Tensor
 
 from ..chain import residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods
@@ -30,8 +30,7 @@ def attention(block: Any, x: Tensor, mask_matrix: Tensor) -> Tensor:
     return block.drop_path(block.forward_part1(x, mask_matrix))
 
 
-@residual
-@tokenwise("norm2", "mlp", drop_path="drop_path")
+@partial(residual, tokenwise=("norm2", "mlp"), drop_path="drop_path")
 def mlp(block: Any, x: Tensor) -> Tensor:
     return block.mlp(block.norm2(x))
 

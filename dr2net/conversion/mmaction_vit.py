@@ -5,6 +5,7 @@ Tong et al., "VideoMAE", https://arxiv.org/abs/2203.12602
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from mmaction.models.backbones.vit_mae import Attention, VisionTransformer
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 
@@ -29,8 +29,7 @@ def attention_fused(block: Any, x: Tensor) -> Tensor:
     return block.drop_path(_scaled(block, "gamma_1", attended))
 
 
-@residual
-@tokenwise("norm2", "mlp", drop_path="drop_path")
+@partial(residual, tokenwise=("norm2", "mlp"), drop_path="drop_path")
 def mlp(block: Any, x: Tensor) -> Tensor:
     return _scaled(block, "gamma_2", block.mlp(block.norm2(x)))
 

@@ -13,7 +13,6 @@ from mmdet.models.backbones.swin import SwinBlock, SwinBlockSequence, SwinTransf
 from torch import Tensor
 
 from ..chain import residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods
@@ -24,8 +23,7 @@ def attention(block: Any, x: Tensor, hw_shape: tuple[int, int]) -> Tensor:
     return block.attn(block.norm1(x), hw_shape)
 
 
-@residual
-@tokenwise("norm2", "ffn", drop_path="ffn.dropout_layer")
+@partial(residual, tokenwise=("norm2", "ffn"), drop_path="ffn.dropout_layer")
 def mlp(block: Any, x: Tensor) -> Tensor:
     ffn = block.ffn  # called as a whole it would add its shortcut
     return ffn.gamma2(ffn.layers(block.norm2(x)))

@@ -5,6 +5,7 @@ Bao et al., "BEiT: BERT Pre-Training of Image Transformers", https://arxiv.org/a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ from timm.models.beit import Beit, Block
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates
@@ -24,8 +24,7 @@ def attention(block: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) 
     return block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
 
 
-@residual
-@tokenwise("norm2", "mlp", drop_path="drop_path2")
+@partial(residual, tokenwise=("norm2", "mlp"), drop_path="drop_path2")
 def mlp(block: Any, x: Tensor) -> Tensor:
     output = block.mlp(block.norm2(x))
     return output if block.gamma_2 is None else block.gamma_2 * output

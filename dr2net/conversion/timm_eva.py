@@ -7,13 +7,13 @@ https://arxiv.org/abs/2403.13298
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates
@@ -28,8 +28,7 @@ def attention(block: Any, x: Tensor, rope: Rope = None, **attention_options: Any
     return block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
 
 
-@residual
-@tokenwise("norm2", "mlp", drop_path="drop_path2")
+@partial(residual, tokenwise=("norm2", "mlp"), drop_path="drop_path2")
 def mlp(block: Any, x: Tensor) -> Tensor:
     output = block.mlp(block.norm2(x))
     return output if block.gamma_2 is None else block.gamma_2 * output
@@ -43,8 +42,7 @@ def attention_post_norm(
     return block.drop_path1(block.norm1(attended))
 
 
-@residual
-@tokenwise("mlp", "norm2", drop_path="drop_path2")
+@partial(residual, tokenwise=("mlp", "norm2"), drop_path="drop_path2")
 def mlp_post_norm(block: Any, x: Tensor) -> Tensor:
     return block.norm2(block.mlp(x))
 

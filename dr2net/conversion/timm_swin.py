@@ -5,6 +5,7 @@ Liu et al., "Swin Transformer", https://arxiv.org/abs/2103.14030
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from timm.models.swin_transformer import (
@@ -15,7 +16,6 @@ from timm.models.swin_transformer import (
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, forward
@@ -26,8 +26,7 @@ def attention(block: Any, x: Tensor) -> Tensor:
     return block.drop_path1(block._attn(block.norm1(x)))
 
 
-@residual
-@tokenwise("norm2", "mlp", drop_path="drop_path2")
+@partial(residual, tokenwise=("norm2", "mlp"), drop_path="drop_path2")
 def mlp(block: Any, x: Tensor) -> Tensor:
     # Without the grid, as timm does: kernels are chosen by the number of dimensions.
     tokens = x.reshape(len(x), -1, x.shape[-1])

@@ -8,6 +8,7 @@ Vision Transformers", https://arxiv.org/abs/2203.09795
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from timm.models.vision_transformer import (
 from torch import Tensor
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates
@@ -36,8 +36,7 @@ def attention(
     return block.drop_path1(block.ls1(attended))
 
 
-@residual
-@tokenwise("norm2", "mlp", "ls2", drop_path="drop_path2")
+@partial(residual, tokenwise=("norm2", "mlp", "ls2"), drop_path="drop_path2")
 def mlp(block: Any, x: Tensor) -> Tensor:
     return block.ls2(block.mlp(block.norm2(x)))
 
@@ -50,8 +49,7 @@ def attention_post_norm(
     return block.drop_path1(block.norm1(attended))
 
 
-@residual
-@tokenwise("mlp", "norm2", drop_path="drop_path2")
+@partial(residual, tokenwise=("mlp", "norm2"), drop_path="drop_path2")
 def mlp_post_norm(block: Any, x: Tensor) -> Tensor:
     return block.norm2(block.mlp(x))
 

@@ -14,7 +14,6 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Encoder, Dinov2Laye
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers
@@ -28,8 +27,12 @@ def attention(
     return block.drop_path(block.layer_scale1(attended))
 
 
-@partial(residual, shortcut_first=False)
-@tokenwise("norm2", "mlp", "layer_scale2", drop_path="drop_path")
+@partial(
+    residual,
+    shortcut_first=False,
+    tokenwise=("norm2", "mlp", "layer_scale2"),
+    drop_path="drop_path",
+)
 def mlp(block: Any, x: Tensor) -> Tensor:
     return block.layer_scale2(block.mlp(block.norm2(x)))
 

@@ -14,7 +14,6 @@ from transformers.models.videomae.modeling_videomae import VideoMAELayer, VideoM
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers
@@ -25,8 +24,11 @@ def attention(block: Any, x: Tensor, **options: Any) -> Tensor:
     return block.attention(block.layernorm_before(x))
 
 
-@partial(residual, shortcut_first=False)
-@tokenwise("layernorm_after", "intermediate", "output.dense", "output.dropout")
+@partial(
+    residual,
+    shortcut_first=False,
+    tokenwise=("layernorm_after", "intermediate", "output.dense", "output.dropout"),
+)
 def mlp(block: Any, x: Tensor) -> Tensor:
     # block.output called as a whole would add its shortcut.
     output = block.output.dense(block.intermediate(block.layernorm_after(x)))

@@ -15,7 +15,6 @@ from transformers.models.vit.modeling_vit import ViTLayer, ViTModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
 from ..chain import ReversibleChain, residual
-from ..tokenwise import tokenwise
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers
@@ -29,8 +28,7 @@ def attention(
     return block.dropout(attended)
 
 
-@partial(residual, shortcut_first=False)
-@tokenwise("layernorm_after", "mlp", "dropout")
+@partial(residual, shortcut_first=False, tokenwise=("layernorm_after", "mlp", "dropout"))
 def mlp(block: Any, x: Tensor) -> Tensor:
     return block.dropout(block.mlp(block.layernorm_after(x)))
 

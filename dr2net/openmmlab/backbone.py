@@ -32,7 +32,8 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
         backbone: config of a registered backbone of a supported family.
         alpha, beta, arithmetic: as in ``dr2net.convert``. (1, 0) is the backbone itself.
         reversible: False stores activations, with the same equations and gradients.
-        mlp_tokens: MLPs train over slices of so many tokens: ``dr2net.slice_mlps``.
+        mlp_tokens: MLPs train over slices of so many tokens, of all samples together:
+            ``dr2net.slice_mlps``.
         options: ``keep``, as in ``dr2net.convert``, and options of the family's adapter, such as
             ``fused_attention=True``.
     """
