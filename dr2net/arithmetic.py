@@ -49,14 +49,18 @@ BETA_ONE = 1 << BETA_BITS
 BETA_MIN = 2.0**-8
 
 # Fraction bits of a stream by its word. Values may use all of the word but one bit, so that the
-# sum of two of them never wraps: |x| ≤ 1024 in 32 bits, ≤ 2^30 in 64.
+# sum of two of them never wraps: |x| ≤ 1024 in 32 bits (more with fewer for the fraction), ≤ 2^30
+# in 64.
 FRACTION_BITS = {torch.int32: 20, torch.int64: 32}
 
 ELEMENTS_AT_ONCE = 1 << 17
 
-# Beyond this growth λ^N of the streams (here as its log2), 32-bit words have too little room above
-# the usual activations (up to about 60) of a pretrained network.
+# Up to this growth λ^N of the streams (here as its log2), 32-bit words have room above the usual
+# activations (up to about 60) of a pretrained network. Where modules compute in low precision,
+# words give up a fraction bit for each doubling beyond it: steps of 2^-17 are far below what
+# bfloat16 sees, but not what float32 does.
 LOG2_GROWTH_IN_32_BITS = 4.0
+BITS_TO_GIVE_UP = 3
 
 
 def check_arithmetic(name: str) -> None:
@@ -163,11 +167,13 @@ class ExactArithmetic:
         beta: as ``round_beta`` gives it, not 0.
         dtype: of the tensors that modules see.
         word: ``torch.int32`` or ``torch.int64``.
+        given_up: fraction bits that make room for larger values.
     """
 
     beta: float
     dtype: torch.dtype
     word: torch.dtype = torch.int32
+    given_up: int = 0
 
     invertible = True
 
@@ -181,18 +187,23 @@ class ExactArithmetic:
         return (-(-BETA_ONE // self.numerator) - 1).bit_length()
 
     @property
+    def one(self) -> float:
+        """What 1.0 is as an integer of a stream: 2^k."""
+        return 2.0 ** (FRACTION_BITS[self.word] - self.given_up)
+
+    @property
     def limit(self) -> float:
         """Largest |x| of a stream and of a module's output: half of the word's range."""
-        return 2.0 ** (torch.iinfo(self.word).bits - 2 - FRACTION_BITS[self.word])
+        return 2.0 ** (torch.iinfo(self.word).bits - 2) / self.one
 
     def encode(self, x: Tensor) -> Tensor:
         # Multiplying by a power of two is exact, so the only rounding is round()'s.
         wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * 2.0 ** FRACTION_BITS[self.word]).round_().to(self.word)
+        return (wide * self.one).round_().to(self.word)
 
     def decode(self, stream: Tensor) -> Tensor:
         wide = torch.promote_types(self.dtype, torch.float32)
-        return stream.to(wide).mul_(2.0 ** -FRACTION_BITS[self.word]).to(self.dtype)
+        return stream.to(wide).mul_(1 / self.one).to(self.dtype)
 
     def scale(self, x: Tensor, keep_remainder: bool = True) -> tuple[Tensor, Tensor | None]:
         n = self.numerator
@@ -265,19 +276,30 @@ Arithmetic = ExactArithmetic | FloatArithmetic
 
 
 def make_arithmetic(
-    name: str, alpha: float, beta: float, couplings: int, dtype: torch.dtype
+    name: str,
+    alpha: float,
+    beta: float,
+    couplings: int,
+    dtype: torch.dtype,
+    precision: torch.dtype | None = None,
 ) -> Arithmetic:
     """Returns the arithmetic of a chain of ``couplings`` couplings on inputs of ``dtype``.
 
     ``exact`` takes 32-bit words unless the streams' predicted growth λ^N, or float64 inputs, ask
     for 64.
+
+    Args:
+        precision: of what the modules compute; that of ``dtype`` if not given.
     """
     if name == "float":
         return FloatArithmetic(beta, dtype)
     log2_growth = couplings * math.log2(stream_growth(alpha, beta))
-    fits = log2_growth <= LOG2_GROWTH_IN_32_BITS and dtype != torch.float64
-    narrow = name == "exact" and fits
-    return ExactArithmetic(beta, dtype, torch.int32 if narrow else torch.int64)
+    missing = max(0, math.ceil(log2_growth - LOG2_GROWTH_IN_32_BITS))
+    is_low = (precision or dtype) in (torch.bfloat16, torch.float16)
+    spare = BITS_TO_GIVE_UP if is_low else 0
+    if name == "exact64" or dtype == torch.float64 or missing > spare:
+        return ExactArithmetic(beta, dtype, torch.int64)
+    return ExactArithmetic(beta, dtype, torch.int32, missing)
 
 
 def _parts(flat: Tensor) -> list[slice]:

@@ -30,6 +30,7 @@ from .arithmetic import (
 )
 from .coupling import coupling_values
 from .distributed import after_couplings, before_couplings, is_sharding_hook, refuse_sharded
+from .replay import AutocastState
 from .streams import Branch, Pass, check_shape
 from .tokenwise import Tokenwise
 
@@ -340,17 +341,18 @@ class ReversibleChain(nn.Module):
                 "beta=0 it does): use torch.autograd.grad, with is_grads_batched=True for several "
                 "gradients at once."
             )
-        arithmetic = self.make_arithmetic(alpha, beta, x.dtype)
+        arithmetic = self.make_arithmetic(alpha, beta, x)
         names, couplings = self.coupling_names(keys), self.couplings(keys)
         # Not by whether there are gradients: a reentrant checkpoint runs forward without.
         tokens = self.slice_tokens if self.training else None
         return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs, tokens)
 
-    def make_arithmetic(self, alpha: float, beta: float, dtype: torch.dtype) -> Arithmetic:
-        """The arithmetic for inputs of ``dtype``: the same for a part of a stretch as for all."""
+    def make_arithmetic(self, alpha: float, beta: float, x: Tensor) -> Arithmetic:
+        """The arithmetic for inputs like ``x``: the same for a part of a stretch as for all."""
         check_arithmetic(self.arithmetic)
         longest = max(map(len, self.stretches())) * len(self.branches)
-        return make_arithmetic(self.arithmetic, alpha, beta, longest, dtype)
+        precision = AutocastState(x.device.type).compute_dtype(x.device.type, x.dtype)
+        return make_arithmetic(self.arithmetic, alpha, beta, longest, x.dtype, precision)
 
     def stretches(self) -> list[list[str]]:
         """Names of the blocks that are couplings, split where an ordinary block stands."""

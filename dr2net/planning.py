@@ -207,7 +207,7 @@ def _count_bytes(chain: ReversibleChain, block: _Block, branch: Branch) -> Branc
         call = partial(branch, module, x, *args, **kwargs)
         side = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         stored = bytes_kept(lambda: outputs.append(call()), besides=side)
-        arithmetic = chain.make_arithmetic(*chain.get_coefficients(), x.dtype)
+        arithmetic = chain.make_arithmetic(*chain.get_coefficients(), x)
         stream = arithmetic.encode(x)
         _, remainder = arithmetic.scale(stream)
         block.stored += stored

@@ -120,18 +120,31 @@ def test_values_on_the_grid_are_decoded_to_themselves(dtype):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "couplings", "word"),
+    ("alpha", "beta", "couplings", "limit", "limit_of_low"),
     [
-        (0.0, 1.0, 192, torch.int32),
-        (0.5, 0.5, 192, torch.int32),
-        (1.0, 0.1, 24, torch.int32),
-        (1.0, 0.1, 96, torch.int64),
-        (1.0, 1.0, 24, torch.int64),
-        (1.0, 1.0, 5000, torch.int64),
+        (0.0, 1.0, 192, 2**10, 2**10),
+        (0.5, 0.5, 192, 2**10, 2**10),
+        (1.0, 0.1, 24, 2**10, 2**10),  # a growth of 2^3.0
+        (1.0, 0.1, 36, 2**30, 2**11),  # 2^4.6
+        (1.0, 0.1, 48, 2**30, 2**13),  # 2^6.1
+        (1.0, 0.1, 56, 2**30, 2**30),  # 2^7.1
+        (1.0, 1.0, 24, 2**30, 2**30),
+        (1.0, 1.0, 5000, 2**30, 2**30),
     ],
 )
-def test_words_are_wide_where_streams_grow(alpha, beta, couplings, word):
-    assert make_arithmetic("exact", alpha, beta, couplings, torch.float32).word == word
+def test_words_have_room_where_streams_grow(alpha, beta, couplings, limit, limit_of_low):
+    words = {2**30: torch.int64}
+    for dtype, precision, expected in (
+        (torch.float32, None, limit),
+        (torch.float32, torch.bfloat16, limit_of_low),
+        (torch.float32, torch.float16, limit_of_low),
+        (torch.bfloat16, None, limit_of_low),
+    ):
+        arithmetic = make_arithmetic("exact", alpha, beta, couplings, dtype, precision)
+        assert arithmetic.word == words.get(expected, torch.int32)
+        assert arithmetic.limit == expected
+        extreme = torch.tensor([-expected, expected], dtype=dtype)
+        assert torch.equal(arithmetic.decode(arithmetic.encode(extreme)), extreme)
 
 
 def test_words_are_wide_when_asked_for_and_for_float64():

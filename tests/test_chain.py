@@ -495,6 +495,18 @@ def test_values_beyond_the_word_are_refused(size):
         chain(stream())
 
 
+@pytest.mark.parametrize(
+    ("bf16", "word"), [(False, torch.int64), (True, torch.int32)], ids=["float32", "autocast"]
+)
+def test_deep_chains_keep_narrow_words_in_low_precision(bf16, word):
+    chain = make_chain(1, 0.1, blocks=24)  # 48 couplings, in which streams grow 67-fold
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        assert chain.make_arithmetic(1, 0.1, x).word == word
+    expected = gradients(chain, x, reversible=False, bf16=bf16)
+    assert_same_bits(gradients(chain, x, bf16=bf16), expected)
+
+
 def test_beyond_wide_words_none_wider_are_advised():
     chain = faulty(lambda output: torch.full_like(output, 1e12))
     chain.arithmetic = "exact64"

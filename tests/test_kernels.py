@@ -49,23 +49,27 @@ def test_kernels_under_the_interpreter():
     assert " passed" in finished.stdout
 
 
-def make_case(beta, dtype, word, shape=(3, 5, 24)):
+def make_case(beta, dtype, word, shape=(3, 5, 24), given_up=0):
     torch.manual_seed(0)
-    arithmetic = ExactArithmetic(round_beta(beta), dtype, word)
+    arithmetic = ExactArithmetic(round_beta(beta), dtype, word, given_up)
     x, y = (arithmetic.encode(torch.randn(shape, device=DEVICE) * 20) for _ in range(2))
     return arithmetic, x, y, torch.randn(shape, device=DEVICE) * 3
 
 
 @runs_kernels
-@pytest.mark.parametrize("word", [torch.int32, torch.int64], ids=["int32", "int64"])
+@pytest.mark.parametrize(
+    ("word", "given_up"),
+    [(torch.int32, 0), (torch.int32, 3), (torch.int64, 0)],
+    ids=["int32", "int32, more room", "int64"],
+)
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize(
     ("dtype", "output"),
     [(d, d) for d in DTYPES] + [(torch.float32, torch.bfloat16)],
     ids=["float32", "bfloat16", "float16", "autocast"],
 )
-def test_a_coupling_there_and_back(coupling, dtype, output, beta, word):
-    arithmetic, x, y, g = make_case(beta, dtype, word)
+def test_a_coupling_there_and_back(coupling, dtype, output, beta, word, given_up):
+    arithmetic, x, y, g = make_case(beta, dtype, word, given_up=given_up)
     g = g.to(output)
     new_y, remainder = arithmetic.scale(x)
     new_x = arithmetic.add(y, g)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import BETA_BITS, BETA_ONE, FRACTION_BITS, ExactArithmetic, laid_out_like
+from ..arithmetic import BETA_BITS, BETA_ONE, ExactArithmetic, laid_out_like
 
 __all__ = ["advance", "rebuild", "subtract"]
 
@@ -49,7 +49,7 @@ def advance(
         _advance[_grid(columns)](
             x, y, laid_out_like(x, g), new_x, new_y, packed, decoded, peaks,
             columns, arithmetic.numerator,
-            2.0 ** FRACTION_BITS[arithmetic.word], bits, keeps, COLUMNS,
+            arithmetic.one, bits, keeps, COLUMNS,
         )  # fmt: skip
     output_peak, stream_peak = peaks.view(torch.float32).double().unbind()
     return new_x, new_y, packed if keeps else None, decoded, output_peak, stream_peak
@@ -67,7 +67,7 @@ def rebuild(
         _rebuild[_grid(columns)](
             y, y if remainder is None else remainder, x, decoded,
             columns, arithmetic.numerator,
-            2.0 ** FRACTION_BITS[arithmetic.word], bits, COLUMNS,
+            arithmetic.one, bits, COLUMNS,
         )  # fmt: skip
     return x, decoded
 
@@ -77,9 +77,7 @@ def subtract(arithmetic: ExactArithmetic, x: Tensor, g: Tensor) -> Tensor:
     y = torch.empty_like(x)
     columns = x.numel() // 8
     with torch.cuda.device_of(x):
-        _subtract[_grid(columns)](
-            x, laid_out_like(x, g), y, columns, 2.0 ** FRACTION_BITS[arithmetic.word], COLUMNS
-        )
+        _subtract[_grid(columns)](x, laid_out_like(x, g), y, columns, arithmetic.one, COLUMNS)
     return y
 
 
