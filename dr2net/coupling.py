@@ -191,8 +191,8 @@ class _ReversibleCoupling(torch.autograd.Function):
         stream, x = this_pass.rebuild(index, remainder)
         needs_x, _, *needs_tensors = ctx.needs_input_grad[5:]
         x.requires_grad_(needs_x)
-        side = list(map(_leaf_like, this_pass.side, needs_tensors))
-        of_x, *grads = ctx.recomputation.run_back(stream, x, side, ctx.used, grad_x)
+        side = map(_leaf_like, this_pass.side, needs_tensors)
+        of_x, *grads = ctx.recomputation.run_back(stream, [x, *side], ctx.used, grad_x)
         if needs_x:
             of_x = combine_gradients(of_x, grad_y, this_pass.arithmetic.beta)
         return *[None] * 5, of_x, grad_x, *grads

@@ -72,52 +72,49 @@ class Recomputation:
     def run_back(
         self,
         stream: Tensor,
-        x: Tensor,
-        side: list[Tensor],
+        inputs: list[Tensor],
         used: Sequence[Tensor],
         grad_output: Tensor | None,
     ) -> list[Tensor | None]:
         """Recomputes the module, and has the pass retreat to ``stream``, its input.
 
         Args:
-            x, side: leaves with the values of forward.
+            inputs: x and the side inputs: leaves with the values of forward.
             used: the parameters whose gradients are wanted.
 
         Returns:
-            The gradients of x, the side inputs and the parameters.
+            The gradients of the inputs and the parameters.
         """
         # Parameters that functional_call made of others: the way on from them is not ours.
         made = {id(p): p.detach().requires_grad_() for p in used if not p.is_leaf}
-        leaves = [x, *side, *(made.get(id(p), p) for p in used)]
+        parameters = [made.get(id(p), p) for p in used]
         back = self._whole_back if self.slices is None else self._slices_back
         with self.block_state.put_back(self.name, made) as buffers:
-            return back(stream, x, side, leaves, grad_output, buffers)
+            return back(stream, inputs, parameters, grad_output, buffers)
 
     def _whole_back(
         self,
         stream: Tensor,
-        x: Tensor,
-        side: list[Tensor],
-        leaves: list[Tensor],
+        inputs: list[Tensor],
+        parameters: list[Tensor],
         grad_output: Tensor | None,
         buffers: list[Tensor],
     ) -> list[Tensor | None]:
         (state,) = self.random_states
-        output = self._recompute(x, side, None, state, buffers)
+        output = self._recompute(inputs, None, state, buffers)
         self.retreat(stream, output)
         if grad_output is None or not output.requires_grad:
-            return [None] * len(leaves)
+            return [None] * (len(inputs) + len(parameters))
         # The module's backward, where memory has its peak, needs the graph and not the output.
         end = get_gradient_edge(output)
         del output
-        return _gradients(end, leaves, grad_output.to(self.output_dtype))
+        return _gradients(end, [*inputs, *parameters], grad_output.to(self.output_dtype))
 
     def _slices_back(
         self,
         stream: Tensor,
-        x: Tensor,
-        side: list[Tensor],
-        leaves: list[Tensor],
+        inputs: list[Tensor],
+        parameters: list[Tensor],
         grad_output: Tensor | None,
         buffers: list[Tensor],
     ) -> list[Tensor | None]:
@@ -126,21 +123,22 @@ class Recomputation:
         So sums over them are of the same bits.
         """
         assert self.slices is not None
+        x, *side = inputs
         pairs = self.slices.pairs(x.detach())
         outputs: list[Tensor] = []
         grads_x: list[Tensor | None] = [None] * len(pairs)
-        sums: list[Tensor | None] = [None] * (len(leaves) - 1)
+        sums: list[Tensor | None] = [None] * len(parameters)
         if grad_output is not None:
             grads_output = self.slices.cut(grad_output.to(self.output_dtype))
         for i in reversed(range(len(pairs))):
             part, mask = pairs[i]
             part = part.detach().requires_grad_(x.requires_grad)
-            output = self._recompute(part, side, mask, self.random_states[i], buffers)
+            output = self._recompute([part, *side], mask, self.random_states[i], buffers)
             outputs.append(output.detach())
             if grad_output is not None and output.requires_grad:
                 end = get_gradient_edge(output)
                 del output
-                grads_x[i], *found = _gradients(end, [part, *leaves[1:]], grads_output[i])
+                grads_x[i], *found = _gradients(end, [part, *parameters], grads_output[i])
                 sums = list(map(_sum, sums, found))
                 del found, end  # before the next slice has its own
         self.retreat(stream, self.slices.join(outputs[::-1]))
@@ -150,18 +148,18 @@ class Recomputation:
             of_x = self.slices.join(
                 [torch.zeros_like(p) if g is None else g for g, (p, _) in filled]
             )
-        return [of_x, *sums]
+        # A branch that works token by token takes no side inputs.
+        return [of_x, *[None] * len(side), *sums]
 
     def _recompute(
         self,
-        x: Tensor,
-        side: list[Tensor],
+        inputs: list[Tensor],
         drop_mask: Tensor | None,
         state: RandomState | None,
         buffers: list[Tensor],
     ) -> Tensor:
         with torch.enable_grad():
-            call = partial(self.call, x, side, drop_mask)
+            call = partial(self.call, inputs[0], inputs[1:], drop_mask)
             return run_replayed(call, self.device, state, buffers)
 
 

@@ -18,7 +18,7 @@ from .block_state import BlockState
 from .chain import ReversibleChain
 from .conversion import require_chains
 from .conversion.subclass import replace_methods, restore_methods
-from .tokenwise import MLPS_IN_BRANCHES, can_be_sliced, is_mlp, slice_lengths
+from .tokenwise import MLPS_IN_BRANCHES, Slices, can_be_sliced, is_mlp
 
 __all__ = ["slice_mlps"]
 
@@ -86,9 +86,8 @@ def forward(self: Any, x: Tensor) -> Tensor:
         return run(x)
     if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
         run = _keeping_nothing(self, run)  # not in transforms, which have no hooks on saved tensors
-    lengths = slice_lengths(x.shape[:-1].numel(), self.slice_tokens)
-    slices = x.reshape(1, -1, x.shape[-1]).split(lengths, dim=1)
-    return torch.cat([run(part) for part in slices], dim=1).reshape(*x.shape[:-1], -1)
+    slices = Slices(x, self.slice_tokens)
+    return slices.join([run(part) for part in slices.cut(x)])
 
 
 def _is_exporting() -> bool:

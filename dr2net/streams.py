@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .arithmetic import Arithmetic
 from .kernels import kernels_for
 from .replay import AutocastState, without_benchmark
-from .tokenwise import Slices, can_be_sliced
+from .tokenwise import Slices, can_be_sliced, draw_mask
 
 __all__ = ["Branch", "Pass", "ShapeError", "check_shape", "peak"]
 
@@ -112,7 +112,9 @@ class Pass:
         if tokens is None or x.shape[:-1].numel() <= tokens:
             return None
         block, branch = self.couplings[index]
-        return Slices(block, branch, x, tokens) if can_be_sliced(block, branch) else None
+        if not can_be_sliced(block, branch):
+            return None
+        return Slices(x, tokens, draw_mask(block, branch, x))
 
     def call(
         self, index: int, x: Tensor, side: Sequence[Tensor], drop_mask: Tensor | None = None

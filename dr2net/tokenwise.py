@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["MLPS_IN_BRANCHES", "Slices", "Tokenwise", "can_be_sliced", "is_mlp", "slice_lengths"]
+__all__ = ["MLPS_IN_BRANCHES", "Slices", "Tokenwise", "can_be_sliced", "draw_mask", "is_mlp"]
 
 # Qualified names of classes. Not those derived from them, which may compute anything.
 MLPS = {
@@ -101,29 +101,29 @@ def _qualified_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def slice_lengths(tokens: int, most: int) -> list[int]:
-    """Lengths of the fewest slices of at most ``most`` of ``tokens`` tokens, as even as can be."""
-    count = -(-tokens // most)
-    return [(tokens + place) // count for place in range(count)][::-1]
+def draw_mask(block: nn.Module, branch: Callable[..., Tensor], x: Tensor) -> Tensor | None:
+    """What samples are multiplied by, of shape (batch, 1, 1), if some of them may be dropped."""
+    drop_path = branch.tokenwise.drop_path  # type: ignore[attr-defined]
+    if drop_path is None:
+        return None
+    ones = x.new_ones(len(x), 1, 1)
+    with torch.no_grad():
+        mask = block.get_submodule(drop_path)(ones)
+    return None if mask is ones else mask
 
 
 class Slices:
-    """One call of a branch over slices of at most ``tokens`` tokens, of all samples together.
+    """One call over slices of at most ``tokens`` tokens of x, of all samples together.
 
-    Slices are of shape (1, tokens, channels) and lie in one piece of memory each.
+    The fewest slices, as even as can be; each is of shape (1, tokens, channels) and lies in one
+    piece of memory.
     """
 
-    def __init__(self, block: nn.Module, branch: Callable[..., Tensor], x: Tensor, tokens: int):
-        self.shape = x.shape
-        self.lengths = slice_lengths(x.shape[:-1].numel(), tokens)
-        # What samples are multiplied by, of shape (batch, 1, 1), if some of them may be dropped.
-        self.mask: Tensor | None = None
-        drop_path = branch.tokenwise.drop_path  # type: ignore[attr-defined]
-        if drop_path is not None:
-            ones = x.new_ones(len(x), 1, 1)
-            with torch.no_grad():
-                mask = block.get_submodule(drop_path)(ones)
-            self.mask = None if mask is ones else mask
+    def __init__(self, x: Tensor, tokens: int, mask: Tensor | None = None):
+        self.shape, self.mask = x.shape, mask
+        count = x.shape[:-1].numel()
+        slices = -(-count // tokens)
+        self.lengths = [(count + place) // slices for place in range(slices)][::-1]
 
     def cut(self, tensor: Tensor) -> Sequence[Tensor]:
         """Slices of a tensor of x's shape."""
@@ -138,5 +138,6 @@ class Slices:
         return list(zip(self.cut(x), masks, strict=True))
 
     def join(self, slices: Sequence[Tensor]) -> Tensor:
-        """The tensor of x's shape that the slices make."""
-        return torch.cat(list(slices), dim=1).reshape(self.shape)
+        """The tensor of x's shape, but for the channels, that the slices make."""
+        joined = torch.cat(list(slices), dim=1)
+        return joined.reshape(*self.shape[:-1], joined.shape[-1])
