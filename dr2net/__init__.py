@@ -1,7 +1,8 @@
 """Dr²Net: finetune pretrained networks reversibly, with the gradients of stored activations."""
 
 from . import diagnostics
-from .chain import ReversibleChain, residual
+from .branches import residual
+from .chain import ReversibleChain
 from .conversion import (
     chains,
     convert,
@@ -12,9 +13,9 @@ from .conversion import (
     set_coefficients,
     set_reversible,
 )
+from .conversion.mlps import slice_mlps
 from .planning import plan
 from .schedule import CoefficientSchedule
-from .slicing import slice_mlps
 from .verification import verify, verify_step
 
 __version__ = "0.1.0"

@@ -2,92 +2,69 @@
 
     x_i = G_i(x_{i-1}; α) + y_{i-1}        y_i = β · x_{i-1}        x_0 = x, y_0 = β · x
 
-(Zhao et al., arXiv 2401.04105, section 3). ``arithmetic.py`` has these equations for one coupling,
-``coupling.py`` the couplings as autograd nodes, ``streams.py`` what they share.
+(Zhao et al., arXiv 2401.04105, section 3). ``README.md`` in this folder says which file does what.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from functools import wraps
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .arithmetic import (
-    Arithmetic,
-    check_arithmetic,
+from .block_hooks import (
+    after_couplings,
+    before_couplings,
+    has_own_hooks,
+    refuse_direct_call,
+    refuse_sharded,
+    several_processes,
+)
+from .branches import Branch, Slices
+from .call import (
+    Arguments,
+    Call,
+    Inventory,
+    compute_dtype,
+    fix_settings,
+    random_state,
+    set_random_state,
+    undo,
+)
+from .coefficients import (
     check_coefficients,
     error_growth,
-    make_arithmetic,
+    from_state,
     predicted_inverse_error,
-    round_beta,
+    round_coefficient,
+    to_state,
 )
-from .coupling import coupling_values
-from .distributed import after_couplings, before_couplings, is_sharding_hook, refuse_sharded
-from .replay import AutocastState
-from .streams import Branch, Pass, check_shape
-from .tokenwise import Tokenwise
+from .coupling import Pass, run_couplings
+from .guard import (
+    Guard,
+    Problem,
+    is_immediate,
+    not_finite,
+    skip_steps_that_are_not_finite,
+)
+from .kernels.arithmetic import Arithmetic, check_arithmetic, make_arithmetic
 
-__all__ = ["ReversibleChain", "residual"]
+__all__ = ["ReversibleChain"]
 
 # Predicted relative error from which the float inverse is called untrustworthy: above it the
 # gradients of a 12-block ViT were measured to be off by more than a hundredth.
 UNTRUSTED_ERROR = 1e-2
+# Streams rebuilt in floating point may be off by so many times the predicted error.
+FLOAT_TOLERANCE = 32.0
 
-# Coefficients are kept as integer multiples of 2^-54. Of β, a multiple of 2^-16, the low bits are
-# free: they take what is left of an α below a quarter, in multiples of 2^-91.
-COEFFICIENT_ONE = 1 << 54
-REST_ONE = 1 << 91
-
-
-def residual(
-    branch: Callable[..., Tensor],
-    shortcut_first: bool = True,
-    tokenwise: Sequence[str] = (),
-    drop_path: str | None = None,
-) -> Branch:
-    """Makes G(x; α) = F(x) + α·x of a function ``branch(block, x, *args, **kwargs)`` for F.
-
-    Args:
-        shortcut_first: whether the original network computes x + F(x) or F(x) + x. The sum is laid
-            out in memory like its first term, and kernels further on choose by that how to sum.
-        tokenwise: of a ``branch(block, x)`` that computes each token of x (…, channels) by itself:
-            names, within the block, of all modules that it calls. ``slice_mlps`` can run it over
-            slices of the tokens.
-        drop_path: name of the module that drops whole samples (stochastic depth), if F is what it
-            makes of the output of ``branch``. It draws once for all slices.
-    """
-
-    @wraps(branch)
-    def with_shortcut(
-        block: nn.Module,
-        x: Tensor,
-        alpha: float,
-        *args: Any,
-        _drop_mask: Tensor | None = None,  # of a slice
-        **kwargs: Any,
-    ) -> Tensor:
-        output = branch(block, x) if tokenwise else branch(block, x, *args, **kwargs)
-        if _drop_mask is not None:
-            output = output * _drop_mask.to(output.dtype)
-        elif drop_path is not None:
-            output = block.get_submodule(drop_path)(output)
-        check_shape(output, x)  # before broadcasting could hide a wrong one
-        if alpha == 0:
-            return output
-        if alpha != 1:
-            return torch.add(output, x, alpha=alpha)
-        return x + output if shortcut_first else output + x
-
-    if tokenwise:
-        with_shortcut.tokenwise = Tokenwise(tuple(tokenwise), drop_path)  # type: ignore[attr-defined]
-    return with_shortcut
+# What libraries call the flag that has blocks checkpointed, on the module that runs them or on them.
+CHECKPOINT_FLAGS = ("grad_checkpointing", "gradient_checkpointing", "with_cp", "use_checkpoint")
 
 
 class ReversibleChain(nn.Module):
@@ -108,19 +85,18 @@ class ReversibleChain(nn.Module):
     them (masks, position embeddings), in containers too, get their gradients. Where β is not 0,
     lists and dicts among them are copies, so that what a branch puts there is lost.
 
-    A chain is reversible in training, with gradients on and β > 0. In eval mode, under no_grad and
-    with ``reversible = False`` it runs the same equations and leaves storing to autograd; the
-    attribute ``keep`` names single blocks whose activations are stored. Exact
-    arithmetic checks, each time backward has come to the chain's beginning, that it found the
-    streams that forward started from; a backward that stops halfway is not checked, and ``float``
-    has nothing to check by. A parameter that serves in several couplings gets its gradients summed
-    coupling by coupling.
+    A chain rebuilds activations wherever gradients are on and β > 0. Under no_grad and with
+    ``reversible = False`` it runs the same equations and leaves storing to autograd; the attribute
+    ``keep`` names single blocks whose activations are stored. Exact arithmetic checks, each time
+    backward has come to the chain's beginning, that it found the streams that forward started from
+    (a backward that stops halfway is not checked); ``float`` does within its error. A parameter
+    that serves in several couplings gets its gradients summed coupling by coupling.
     """
 
     coefficients: Tensor
 
-    # The buffer, its version and (α, β), as last read.
-    _known: tuple[Tensor, int, tuple[float, float]]
+    # The buffer, its version, and what it held when it was last read or written: α, β, range bits.
+    _known: tuple[Tensor, int, tuple[float, float, int]]
 
     def __init__(
         self, blocks: nn.Module, branches: Sequence[Branch], ordinary: Collection[str] = ()
@@ -136,102 +112,146 @@ class ReversibleChain(nn.Module):
         for key, block in blocks._modules.items():
             self.add_module(key, block)
         self.ordinary = frozenset(ordinary)
-        self._refuse_block_hooks()
+        self.name = "chain"
+        # Classes whose forward the branches stand for; by the block, as blocks may be added.
+        self._classes = {key: type(self.get_submodule(key)) for key in self.coupled_keys()}
+        self._is_observed(self.coupled_keys(), allowed=False)
         for block in self.reversible_blocks():
             if not block._forward_pre_hooks:
-                block.register_forward_pre_hook(_refuse_direct_call)
+                block.register_forward_pre_hook(refuse_direct_call)
         self.branches = tuple(branches)
         self.keep: frozenset[str] = frozenset()
-        self.slice_tokens: int | None = None  # see slice_mlps
-        # For revert. In a tuple, since a module would become a child.
+        # Of (block, branch, x), slices of tokens to run over: see slice_mlps.
+        self.slicer: Callable[[nn.Module, Branch, Tensor], Slices | None] | None = None
+        # For revert, and the module that held the container. In tuples, or they would be children.
         self.container = (_emptied(blocks),)
-        self.name = "chain"
+        self.owner: tuple[nn.Module, ...] = ()
+        # Whether blocks whose activations are stored are checkpointed, besides CHECKPOINT_FLAGS.
+        self.checkpoints = False
         self.arithmetic = "exact"
         self.reversible = True
         self.training = blocks.training
+        self.guard = Guard()
+        self._inventories: dict[nn.Module, Inventory] = {}
+        self._whole: tuple[ReversibleChain, ...] = ()  # of a slice
         # A buffer, so that it is saved, copied to averaged models and sent to other processes. Of
         # integers, which model.half() does not change and most averages over models copy, and small
         # enough for OpenMMLab's SyncBuffersHook, which sums buffers over processes (up to 512).
         device = next((p.device for p in blocks.parameters() if not p.is_meta), "cpu")
         with torch.inference_mode(False):  # training could not change what that mode makes
-            self.register_buffer("coefficients", torch.zeros(2, dtype=torch.int64, device=device))
+            self.register_buffer("coefficients", to_state(1.0, 0.0, 0).to(device))
         self.set_coefficients(1.0, 0.0)
 
+    # Coefficients
+
     def set_coefficients(self, alpha: float, beta: float) -> None:
-        """Sets (α, β); β is rounded to a multiple of 2^-16.
+        """Sets (α, β), both rounded to a multiple of 2^-16. Does not wait for the device.
 
         Raises:
-            ValueError: if α is not in [0, 1], or β neither 0 nor in [2^-8, 1].
+            ValueError: α is not in [0, 1], or β neither 0 nor in [2^-8, 1]; or this is a slice of
+                a chain, whose coefficients are the chain's.
         """
+        if self._whole:
+            raise ValueError(
+                f"This is a slice of {self.name}, whose coefficients all its blocks share: set "
+                "them on the chain."
+            )
         check_coefficients(alpha, beta)
-        large = round(float(alpha) * COEFFICIENT_ONE)
-        rest = round((float(alpha) - large / COEFFICIENT_ONE) * REST_ONE)
-        pair = [large, round(round_beta(beta) * COEFFICIENT_ONE) + rest]
-        # In the mode of the buffer: inference mode would not count this as a change. On the CPU,
-        # also under torch.device("meta").
-        with torch.inference_mode(self.coefficients.is_inference()):
-            self.coefficients.copy_(torch.tensor(pair, device="cpu"))
-        if not self.coefficients.is_meta:
-            self._read_coefficients()
+        self._write(round_coefficient(alpha), round_coefficient(beta))
+
+    def _write(self, alpha: float, beta: float) -> None:
+        state = alpha, beta, self.guard.range_bits
+        buffer = self.coefficients
+        # In the mode of the buffer: inference mode would not count this as a change.
+        with torch.inference_mode(buffer.is_inference()):
+            buffer.copy_(to_state(*state), non_blocking=True)
+        self._remember(state)
+
+    def _remember(self, state: tuple[float, float, int]) -> None:
+        buffer = self.coefficients
+        self._known = buffer, 0 if buffer.is_inference() else buffer._version, state
 
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
         # Read each time, since others write the buffer too (averages over models, by .data).
         if not torch.compiler.is_exporting():
-            return self._read_coefficients()
+            return self._read()
         # An export has put a symbol in the buffer's place.
-        buffer, version, pair = self._known
+        buffer, version, (alpha, beta, _) = self._known
         if buffer._version != version:
             raise RuntimeError(
                 f"The coefficients of {self.name} were written by something else than dr2net: call "
                 "dr2net.get_coefficients(model) before the export."
             )
-        return pair
+        return alpha, beta
 
-    def _read_coefficients(self) -> tuple[float, float]:
-        buffer = self.coefficients
-        large, last = buffer.tolist()
-        beta = round_beta(last / COEFFICIENT_ONE)
-        check_coefficients(large / COEFFICIENT_ONE, beta)
-        # An average over models is no multiple of 2^-16; an α of 0 stays 0 there.
-        rest = last - round(beta * COEFFICIENT_ONE) if large else 0
-        pair = large / COEFFICIENT_ONE + rest / REST_ONE, beta
-        self._known = buffer, 0 if buffer.is_inference() else buffer._version, pair
-        return pair
+    def _read(self) -> tuple[float, float]:
+        if self._whole:
+            return self._whole[0]._read()
+        alpha, beta, range_bits = from_state(self.coefficients.tolist())
+        self.guard.range_bits = max(self.guard.range_bits, range_bits)
+        self._remember((alpha, beta, range_bits))
+        return alpha, beta
+
+    def coefficients_in_use(self) -> tuple[float, float]:
+        """(α, β), in training without waiting for the device unless others wrote the buffer."""
+        if self._whole:
+            return self._whole[0].coefficients_in_use()
+        buffer, version, (alpha, beta, _) = self._known
+        if (
+            not torch.is_grad_enabled()
+            or torch.compiler.is_exporting()
+            or buffer is not self.coefficients
+            or buffer.is_inference()
+            or buffer._version != version
+        ):
+            return self.get_coefficients()
+        return alpha, beta
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._inventories = {}
         if not self.coefficients.is_meta:
-            self._read_coefficients()  # of a copy, whose buffer has another version
+            self._read()  # of a copy, whose buffer has another version
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_inventories": {}}
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        _, _, pair = self._known
+        _, _, (alpha, beta, _) = self._known
         if not self.coefficients.is_meta:
-            pair = self._read_coefficients()
+            alpha, beta = self._read()
         super()._apply(function, recurse)
         if not self.coefficients.is_meta:
             # Not always a copy: to_empty() leaves anything.
-            self.set_coefficients(*pair)
+            self._write(alpha, beta)
         return self
 
-    def restore_container(self) -> nn.Module:
-        """Returns the container of blocks that the chain was made of, and frees its blocks."""
-        (container,) = self.container
-        container._modules = dict(self._modules)
-        container.training = self.training
-        for block in self:
-            for number, hook in list(block._forward_pre_hooks.items()):
-                if hook is _refuse_direct_call:
-                    del block._forward_pre_hooks[number]
-        return container
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+        self.guard.has_measured = False  # other weights, other activations
+        # A pretrained file knows no coefficients: those set stay, and nothing is missing.
+        if prefix + "coefficients" in missing:
+            missing.remove(prefix + "coefficients")
+        elif not self.coefficients.is_meta:
+            with suppress(ValueError):  # coefficients out of range are reported when they are used
+                self._read()
+
+    # Forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Returns x_N, of the shape and dtype of ``x`` (at β = 0: what the blocks return).
 
+        A value beyond the range of the streams' words has the forward run again with more range,
+        where the values are known at once (on a CPU, and in the first forward); elsewhere it makes
+        the output NaN, and optimizers skip the step. So do NaN and infinity where several
+        processes train together, which have to skip alike.
+
         Raises:
             ValueError: a module changes the shape.
             FloatingPointError: NaN or infinity in a stream.
-            OverflowError: a stream leaves the range of its fixed-point word.
         """
         if len(self) == 0:
             return x
@@ -259,61 +279,174 @@ class ReversibleChain(nn.Module):
         """
         if not blocks or min(blocks) < 0 or max(blocks) >= len(self):
             raise ValueError(f"blocks={list(blocks)}: {self.name} has blocks 0 to {len(self) - 1}.")
-        self._refuse_block_hooks()
         keys = list(self._modules)
         wanted = {keys[block] for block in blocks}
-        found = {}
+        found: dict[str, Any] = {}
+
+        def take(key: str, x: Tensor) -> None:
+            if key in wanted:
+                found[key] = apply(x)
+
         for is_ordinary, group in groupby(keys[: max(blocks) + 1], self.ordinary.__contains__):
             stretch = list(group)
-            run = self._run_ordinary if is_ordinary else self._run_coupled
-            values = run(stretch, wanted, x, args, kwargs)
-            for key, x in zip(stretch, values, strict=True):
-                if key in wanted:
-                    found[key] = apply(x)
+            if not is_ordinary:
+                x = self._run_coupled(stretch, wanted, x, args, kwargs, take)
+                continue
+            for key in stretch:
+                x = self.get_submodule(key)(x, *args, **kwargs)
+                take(key, x)
         return [found[keys[block]] for block in blocks]
 
-    def _run_ordinary(
-        self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
-    ) -> Iterator[Tensor]:
-        for key in keys:
-            x = self.get_submodule(key)(x, *args, **kwargs)
-            yield x
-
     def _run_coupled(
-        self, keys: list[str], wanted: set[str], x: Tensor, args: tuple, kwargs: dict[str, Any]
-    ) -> Iterator[Tensor]:
-        """Yields x after each of the blocks ``keys``; it leaves the chain after ``wanted`` ones."""
-        alpha, beta = self.get_coefficients()
-        branches = len(self.branches)
+        self,
+        keys: list[str],
+        wanted: set[str],
+        x: Tensor,
+        args: tuple,
+        kwargs: dict[str, Any],
+        take: Callable[[str, Tensor], None],
+    ) -> Tensor:
+        """Returns x after the blocks ``keys``; gives it to ``take`` after each of them."""
+        alpha, beta = self.coefficients_in_use()
+        with_gradients = torch.is_grad_enabled()
+        rebuilds = self.reversible and with_gradients and beta > 0
+        observed = self._is_observed(keys, allowed=not (rebuilds and self.training))
+        checkpointed = self._is_checkpointed(keys) and with_gradients
         if beta == 0:
-            for key in keys:
-                block = self.get_submodule(key)
-                (x,) = before_couplings(block, x)
-                for branch in self.branches:
-                    x = branch(block, x, alpha, *args, **kwargs)
-                (x,) = after_couplings(block, x)
-                yield x
-            return
-        this_pass = self.start_pass(keys, alpha, beta, x, args, kwargs)
+            return self._run_plain(keys, alpha, x, args, kwargs, take, checkpointed)
+        if rebuilds and checkpointed and not set(keys) <= self.keep:
+            self.guard.say_once(
+                "checkpointing",
+                f"Checkpointing was switched on for {self.name}, which rebuilds activations and "
+                "needs none: it takes effect where activations are stored.",
+            )
+        self._refuse_modes(x, rebuilds)
         if torch.compiler.is_exporting():
-            values = this_pass.exported_values(x, args, kwargs)
-            yield from islice(values, branches - 1, None, branches)
-            return
-        rebuilds = self.reversible and self.training and torch.is_grad_enabled()
-        if rebuilds:
-            self._warn_if_inverse_is_untrusted(alpha, beta, this_pass)
-        owners = [key for key in keys for _ in self.branches]
-        rebuilt = [rebuilds and key not in self.keep for key in owners]
-        outputs = {(i + 1) * branches - 1 for i, key in enumerate(keys) if key in wanted}
-        values = coupling_values(this_pass, x, rebuilt, outputs)
-        yield from islice(values, branches - 1, None, branches)
-        this_pass.finish_forward()
+            this_pass = self.make_pass(keys, alpha, beta, x, args, kwargs)
+            return self._run_pass(this_pass, keys, wanted, x, [], False, False, take)
+        rebuilt = [rebuilds and not observed and k not in self.keep for k in keys]
+        guard = self.guard
+        guard.look()
+        waits = is_immediate(x.device) or not guard.has_measured
+        together = with_gradients and several_processes()
+        if together:
+            skip_steps_that_are_not_finite()
+        inventories = {k: self._inventory(self.get_submodule(k)) for k in keys} if waits else {}
+        snapshot = _Snapshot(list(inventories.values()), x.device)
+        range_bits, problem = guard.range_bits, None
+        poisons = together or not waits
+        while True:
+            this_pass = self.make_pass(keys, alpha, beta, x, args, kwargs, range_bits)
+            result = self._run_pass(this_pass, keys, wanted, x, rebuilt, poisons, checkpointed, take)
+            if not waits:
+                guard.watch(this_pass.streams, this_pass.place, with_gradients)
+                break
+            limit = this_pass.arithmetic.limit
+            try:
+                top = guard.measure(this_pass.streams)
+            except Problem as found:
+                place = this_pass.place(found.number)
+                if not math.isfinite(found.size):
+                    if not together:
+                        raise FloatingPointError(not_finite(place)) from None
+                    guard.say_once("not finite", f"{not_finite(place)} Its gradients are skipped.")
+                    break
+                # What came after the first value beyond the range is not known: a wide guess.
+                size = math.ceil(math.log2(found.size))
+                range_bits = size + 32 if problem else max(30, size + 1)
+                problem = problem or (place, found.size, limit)
+            else:
+                if problem is None:
+                    break
+                place, size, limit = problem
+                guard.widen(place, max(size, top), limit)
+                range_bits, problem = guard.range_bits, None
+                again = self.make_arithmetic(beta, x, range_bits)
+                if again == this_pass.arithmetic:
+                    break
+            snapshot.restore()
+        owner = self._whole[0] if self._whole else self
+        if guard.range_bits > owner._known[2][2]:
+            owner._write(alpha, beta)
+        return result
 
-    def rebuilds(self) -> bool:
-        """Whether a training step rebuilds activations here: in training mode, at β > 0."""
-        return self.training and self.get_coefficients()[1] > 0
+    def _run_pass(
+        self,
+        this_pass: Pass,
+        keys: list[str],
+        wanted: set[str],
+        x: Tensor,
+        rebuilt: list[bool],
+        poisons: bool,
+        checkpointed: bool,
+        take: Callable[[str, Tensor], None],
+    ) -> Tensor:
+        branches = len(self.branches)
+        result = x
 
-    def start_pass(
+        def after(index: int, x: Tensor) -> None:
+            nonlocal result
+            if (index + 1) % branches:
+                return
+            key = keys[index // branches]
+            is_last = index == len(this_pass.calls) - 1
+            if poisons and (is_last or key in wanted):
+                x = self.guard.poisoned(x, this_pass.streams)
+            if is_last:
+                result = x
+            undo(changed)
+            take(key, x)
+            changed[:] = fix_settings()
+
+        changed = fix_settings()
+        try:
+            if torch.is_grad_enabled() and not torch.compiler.is_exporting():
+                outputs = {(i + 1) * branches - 1 for i, key in enumerate(keys) if key in wanted}
+                each = [flag for flag in rebuilt for _ in range(branches)]
+                run_couplings(
+                    this_pass,
+                    x,
+                    lambda call: self._inventory(call.block),
+                    each,
+                    outputs,
+                    checkpointed,
+                    after,
+                )
+            else:
+                _run_without_gradients(this_pass, x, after)
+        finally:
+            undo(changed)
+        return result
+
+    def _run_plain(
+        self,
+        keys: list[str],
+        alpha: float,
+        x: Tensor,
+        args: tuple,
+        kwargs: dict[str, Any],
+        take: Callable[[str, Tensor], None],
+        checkpointed: bool,
+    ) -> Tensor:
+        """At β = 0: block by block, as autograd has it."""
+
+        def run(block: nn.Module, x: Tensor) -> Tensor:
+            for branch in self.branches:
+                x = branch(block, x, alpha, *args, **kwargs)
+            return x
+
+        for key in keys:
+            block = self.get_submodule(key)
+            (entered,) = before_couplings(block, x)
+            if checkpointed:
+                x = checkpoint(run, block, entered, use_reentrant=False)
+            else:
+                x = run(block, entered)
+            (x,) = after_couplings(block, entered, x)
+            take(key, x)
+        return x
+
+    def make_pass(
         self,
         keys: list[str],
         alpha: float,
@@ -321,8 +454,59 @@ class ReversibleChain(nn.Module):
         x: Tensor,
         args: tuple,
         kwargs: dict[str, Any],
+        range_bits: int | None = None,
     ) -> Pass:
-        """A pass through the couplings of the blocks ``keys``."""
+        """A pass through the couplings of the blocks ``keys``, on inputs like ``x``."""
+        arguments = Arguments(alpha, args, kwargs)
+        # Not by gradients alone: a reentrant checkpoint runs forward without.
+        slices = self.training or torch.is_grad_enabled()
+        slicer = self.slicer if slices and not torch.compiler.is_exporting() else None
+        calls = [
+            Call((number, self.name, key), block, branch, arguments, slicer)
+            for number, key, block, branch in self._numbered(keys)
+        ]
+        arithmetic = self.make_arithmetic(beta, x, range_bits or self.guard.range_bits)
+        tolerance = 0.0
+        if not arithmetic.invertible:
+            tolerance = self._float_tolerance(alpha, beta, len(calls), x)
+        return Pass(self.name, calls, arguments, arithmetic, self.guard, tolerance)
+
+    def make_arithmetic(self, beta: float, x: Tensor, range_bits: int | None = None) -> Arithmetic:
+        """The arithmetic for inputs like ``x``."""
+        check_arithmetic(self.arithmetic)
+        precision = compute_dtype(x.device, x.dtype)
+        bits = range_bits or self.guard.range_bits
+        return make_arithmetic(self.arithmetic, beta, x.dtype, precision, bits)
+
+    def _inventory(self, block: nn.Module) -> Inventory:
+        inventory = self._inventories.get(block)
+        if inventory is None or not inventory.is_current():
+            # Hooks inside a block would run again in the recomputation, where FSDP2 would lose the
+            # gradients.
+            refuse_sharded(
+                (part for part in block.modules() if part is not block),
+                f"it stands in a block of {self.name}, a chain, so shard the block instead.",
+            )
+            inventory = self._inventories[block] = Inventory(block)
+        return inventory
+
+    def _float_tolerance(self, alpha: float, beta: float, couplings: int, x: Tensor) -> float:
+        """By how much rebuilt streams may differ; warns where that is too much to train with."""
+        dtype = compute_dtype(x.device, x.dtype)
+        error = predicted_inverse_error(alpha, beta, couplings, dtype)
+        if error <= UNTRUSTED_ERROR:
+            return FLOAT_TOLERANCE * couplings * error
+        if self.reversible and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            self.guard.say_once(
+                f"float at {alpha}, {beta} in {dtype}",
+                f"{self.name}: at (alpha, beta) = ({alpha:g}, {beta:g}) the inverse in floating "
+                f"point multiplies its error by {error_growth(alpha, beta):.3g} at each of "
+                f"{couplings} couplings: in {dtype} a relative error of {error:.0e} is predicted, "
+                "and gradients cannot be trusted. Use arithmetic='exact'.",
+            )
+        return math.inf
+
+    def _refuse_modes(self, x: Tensor, rebuilds: bool) -> None:
         if not x.is_floating_point():
             raise ValueError(f"{self.name} got an input of {x.dtype}: it takes floating point.")
         if torch.jit.is_tracing():
@@ -330,7 +514,7 @@ class ReversibleChain(nn.Module):
                 f"{self.name} cannot be traced at beta > 0: export with torch.export, or "
                 "torch.onnx.export(..., dynamo=True)."
             )
-        if getattr(self, "_is_replica", False) and self.rebuilds():
+        if rebuilds and getattr(self, "_is_replica", False):
             raise RuntimeError(
                 f"{self.name} cannot rebuild activations in a replica of nn.DataParallel, whose "
                 "weights are no parameters: use DistributedDataParallel, one process for each GPU."
@@ -341,18 +525,18 @@ class ReversibleChain(nn.Module):
                 "beta=0 it does): use torch.autograd.grad, with is_grads_batched=True for several "
                 "gradients at once."
             )
-        arithmetic = self.make_arithmetic(alpha, beta, x)
-        names, couplings = self.coupling_names(keys), self.couplings(keys)
-        # Not by whether there are gradients: a reentrant checkpoint runs forward without.
-        tokens = self.slice_tokens if self.training else None
-        return Pass(self.name, names, couplings, alpha, arithmetic, x.device, args, kwargs, tokens)
+        if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{self.name} cannot be captured by torch.cuda.graph at beta > 0: it looks at "
+                "random states and at numbers that arrive from the device. Run it eagerly, or "
+                "capture at beta=0."
+            )
 
-    def make_arithmetic(self, alpha: float, beta: float, x: Tensor) -> Arithmetic:
-        """The arithmetic for inputs like ``x``: the same for a part of a stretch as for all."""
-        check_arithmetic(self.arithmetic)
-        longest = max(map(len, self.stretches())) * len(self.branches)
-        precision = AutocastState(x.device.type).compute_dtype(x.device.type, x.dtype)
-        return make_arithmetic(self.arithmetic, alpha, beta, longest, x.dtype, precision)
+    def rebuilds(self) -> bool:
+        """Whether a step rebuilds activations here, where gradients are on: at β > 0."""
+        return self.get_coefficients()[1] > 0
+
+    # Blocks
 
     def stretches(self) -> list[list[str]]:
         """Names of the blocks that are couplings, split where an ordinary block stands."""
@@ -367,71 +551,63 @@ class ReversibleChain(nn.Module):
         """The blocks that are couplings."""
         return [self.get_submodule(key) for key in self.coupled_keys()]
 
-    def couplings(self, keys: Sequence[str] | None = None) -> list[tuple[nn.Module, Branch]]:
-        """The (block, branch) pairs of the blocks ``keys``, or of all, in order."""
-        if keys is None:
-            keys = self.coupled_keys()
-        return [(self.get_submodule(key), branch) for key in keys for branch in self.branches]
+    def couplings(self) -> list[tuple[nn.Module, Branch]]:
+        """The (block, branch) pairs, in order."""
+        keys = self.coupled_keys()
+        return [(block, branch) for _, _, block, branch in self._numbered(keys)]
 
-    def coupling_names(self, keys: Sequence[str]) -> list[str]:
-        """Names the couplings of the blocks ``keys`` for messages: number, path and branch."""
-        all_keys = self.coupled_keys()
-        return [
-            f"coupling {all_keys.index(key) * len(self.branches) + place} "
-            f"({self.name}.{key}, {getattr(branch, '__name__', branch)})"
-            for key in keys
-            for place, branch in enumerate(self.branches)
-        ]
+    def _numbered(self, keys: list[str]) -> Iterator[tuple[int, str, nn.Module, Branch]]:
+        """(number, name of the block, block, branch) of the couplings of the blocks ``keys``."""
+        first = self.coupled_keys().index(keys[0]) if keys else 0
+        modules: Any = self._modules
+        number = first * len(self.branches)
+        for key in keys:
+            for branch in self.branches:
+                yield number, key, modules[key], branch
+                number += 1
 
-    def _refuse_block_hooks(self) -> None:
-        """Raises if a block has hooks, which never run, since its branches run apart.
+    def _is_observed(self, keys: list[str], allowed: bool) -> bool:
+        """Whether blocks have hooks of others.
 
-        Those of FSDP2 on the block itself are called around its couplings; on modules inside it
-        they would run again in the recomputation, where FSDP2 would lose the gradients.
+        Raises:
+            ValueError: they are not ``allowed``, or a block's forward is not the one that the
+                branches stand for.
         """
-        for key in self.coupled_keys():
-            block = self.get_submodule(key)
-            hooks = [
-                *block._forward_hooks.values(),
-                *block._forward_pre_hooks.values(),
-                *block._backward_hooks.values(),
-                *block._backward_pre_hooks.values(),
-            ]
-            if not all(hook is _refuse_direct_call or is_sharding_hook(hook) for hook in hooks):
+        observed = False
+        for key in keys:
+            block: Any = self._modules[key]
+            expected = self._classes.setdefault(key, type(block))
+            is_same = type(block) is expected or type(block).forward is expected.forward
+            if not is_same or "forward" in block.__dict__:
+                _refuse_other_forward(self.name, key, block, expected)
+            if not has_own_hooks(block):
+                continue
+            observed = True
+            if not allowed or block._backward_hooks or block._backward_pre_hooks:
                 raise ValueError(
-                    f"block {key!r} ({type(block).__name__}) of {getattr(self, 'name', 'a chain')} "
-                    "has hooks, which do not run in a reversible chain: remove them, or put them "
-                    "on the block's submodules."
+                    f"block {key!r} ({type(block).__name__}) of {self.name} has hooks, which do "
+                    "not run in a reversible chain: remove them, put them on the block's "
+                    "submodules, or run them in eval mode, where those that observe forward run."
                 )
-            refuse_sharded(
-                (part for part in block.modules() if part is not block),
-                f"it stands in block {key!r} of a chain, so shard the block instead.",
-            )
+        return observed
 
-    def _warn_if_inverse_is_untrusted(self, alpha: float, beta: float, this_pass: Pass) -> None:
-        if this_pass.arithmetic.invertible:
-            return
-        dtype = this_pass.autocast.compute_dtype(this_pass.device.type, this_pass.arithmetic.dtype)
-        error = predicted_inverse_error(alpha, beta, len(this_pass.couplings), dtype)
-        if error > UNTRUSTED_ERROR:
-            warnings.warn(
-                f"{self.name}: at (alpha, beta) = ({alpha:g}, {beta:g}) the inverse in floating "
-                f"point multiplies its error by {error_growth(alpha, beta):.3g} at each of "
-                f"{len(this_pass.couplings)} couplings: in {dtype} a relative error of {error:.0e} "
-                f"is predicted, and gradients cannot be trusted. Use arithmetic='exact'.",
-                stacklevel=9,
-            )
+    def _is_checkpointed(self, keys: list[str]) -> bool:
+        """Whether a library's way to checkpoint blocks was switched on."""
+        first: Any = self._modules[keys[0]]
+        holders = [module.__dict__ for module in (*self.owner, first)]
+        flags = (held.get(flag) for held in holders for flag in CHECKPOINT_FLAGS)
+        return self.checkpoints or any(flags)
 
-    def _load_from_state_dict(
-        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *args: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
-        # A pretrained file knows no coefficients: those set stay, and nothing is missing.
-        if prefix + "coefficients" in missing:
-            missing.remove(prefix + "coefficients")
-        elif not self.coefficients.is_meta:
-            with suppress(ValueError):  # coefficients out of range are reported when they are used
-                self._read_coefficients()
+    def restore_container(self) -> nn.Module:
+        """Returns the container of blocks that the chain was made of, and frees its blocks."""
+        (container,) = self.container
+        container._modules = dict(self._modules)
+        container.training = self.training
+        for block in self:
+            for number, hook in list(block._forward_pre_hooks.items()):
+                if hook is refuse_direct_call:
+                    del block._forward_pre_hooks[number]
+        return container
 
     def extra_repr(self) -> str:
         if self.coefficients.is_meta:
@@ -444,9 +620,7 @@ class ReversibleChain(nn.Module):
         )
         for name, keys in (("ordinary", self.ordinary), ("keep", self.keep)):
             text += f", {name}=({', '.join(sorted(keys))})" if keys else ""
-        if self.slice_tokens is not None:
-            text += f", slice_tokens={self.slice_tokens}"
-        return text
+        return text + (f", {self.slicer}" if self.slicer is not None else "")
 
     def __len__(self) -> int:
         return len(self._modules)
@@ -463,13 +637,57 @@ class ReversibleChain(nn.Module):
         part.__dict__.update(self.__dict__)
         part._modules = dict(list(self._modules.items())[index])
         part.ordinary = self.ordinary & set(part._modules)
+        part._whole = self._whole or (self,)
         return part
 
 
-def _refuse_direct_call(block: nn.Module, inputs: tuple) -> None:
-    raise RuntimeError(
-        f"This {type(block).__name__} is part of a reversible chain, and alone it would ignore α "
-        "and β: call the chain, or chain.features(x, blocks=[...]) for the output of a block."
+def _run_without_gradients(
+    this_pass: Pass, x: Tensor, after: Callable[[int, Tensor], None]
+) -> None:
+    streams, side, calls = this_pass.streams, this_pass.arguments.side, this_pass.calls
+    x = streams.start(x)
+    for index, call in enumerate(calls):
+        if index == 0 or call.block is not calls[index - 1].block:
+            (x,) = before_couplings(call.block, x)
+            entered = x
+        x, _ = streams.advance(call.stored(x, side), keep_remainder=False)
+        if index == len(calls) - 1 or call.block is not calls[index + 1].block:
+            (x,) = after_couplings(call.block, entered, x)
+        after(index, x)
+    streams.drop()
+
+
+class _Snapshot:
+    """What a forward changes besides gradients, as it was, to run the forward again."""
+
+    def __init__(self, inventories: list[Inventory], device: torch.device):
+        self.inventories, self.device = inventories, device
+        self.states = random_state(device) if inventories else []
+        self.buffers = [
+            (buffer, buffer.detach().clone())
+            for inventory in inventories
+            for buffer in inventory.buffers
+        ]
+
+    def restore(self) -> None:
+        set_random_state(self.device, self.states)
+        for inventory in self.inventories:
+            for held, name, thing in inventory.exchanged({}):
+                held[name] = thing
+        for buffer, value in self.buffers:
+            buffer.data.copy_(value)
+
+
+def _refuse_other_forward(chain: str, key: str, block: nn.Module, expected: type) -> None:
+    what = (
+        "has a forward of its own, put on the instance,"
+        if "forward" in block.__dict__
+        else f"has become a {type(block).__module__}.{type(block).__qualname__},"
+    )
+    raise ValueError(
+        f"Block {key!r} ({expected.__name__}) of {chain} {what} which a reversible chain would not "
+        f"run: it runs the branches that stand for {expected.__name__}.forward. Take it back, or "
+        "put the change on the block's submodules."
     )
 
 

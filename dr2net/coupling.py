@@ -1,25 +1,135 @@
-"""Couplings as autograd nodes, with activations rebuilt in backward or stored.
+"""Couplings as autograd nodes: the one place that says what happens in which order.
 
 Each coupling is one node, so that the gradients of its parameters leave as soon as they are known
-(to the hooks of DDP, for example). The nodes of one pass through a chain share a ``Pass``.
+(to the hooks of DDP, for example). ``run_couplings`` is the way through a row of couplings;
+``_Coupling.forward`` and ``.backward`` are the way of one of them there and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge, saved_tensors_hooks
+from torch.autograd import Variable
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
-from .arithmetic import combine_gradients
-from .distributed import after_couplings, before_couplings
-from .recomputation import Recomputation, run_stored
-from .streams import Pass
+from .block_hooks import after_couplings, before_couplings
+from .call import Arguments, Call, Inventory, Settings
+from .guard import Guard, fingerprint, first_difference
+from .kernels.arithmetic import Arithmetic
+from .streams import Peak, Streams, with_strides
 
-__all__ = ["coupling_values"]
+__all__ = ["Pass", "run_couplings"]
+
+
+@dataclass
+class Pass:
+    """One pass through a row of couplings: what they share from forward to the end of backward.
+
+    Attributes:
+        name: of the chain.
+        tolerance: of streams rebuilt in floating point, relative.
+    """
+
+    name: str
+    calls: list[Call]
+    arguments: Arguments
+    arithmetic: Arithmetic
+    guard: Guard
+    tolerance: float = 0.0
+    # By the graph task that runs them, as backwards through one graph may run at the same time.
+    backwards: dict[int, _Backward] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.streams = Streams(self.arithmetic)
+        self.output_peaks: list[Peak] = self.streams.output_peaks
+        self.strides: tuple[int, ...] = ()
+        self.zero: Tensor
+        self.fingerprints: dict[int, Tensor | None] = {}
+
+    def stand_in(self, x: Tensor) -> Tensor:
+        """A tensor of the shape of ``x`` that takes no memory, to carry the gradient of y."""
+        return self.zero.expand(x.shape)
+
+    def place(self, number: int) -> str:
+        """What stands in messages for coupling ``number``; -1 is the input."""
+        return self.calls[number].name if number >= 0 else f"the input of {self.name}"
+
+
+@dataclass
+class _Backward:
+    """How far a backward has come: the streams before coupling ``position + 1``."""
+
+    streams: Streams
+    side: list[Tensor]
+    position: int
+
+
+def run_couplings(
+    this_pass: Pass,
+    x: Tensor,
+    inventory: Callable[[Call], Inventory],
+    rebuilt: Sequence[bool],
+    outputs: Collection[int],
+    checkpointed: bool,
+    after: Callable[[int, Tensor], None],
+) -> None:
+    """Runs a row of couplings with gradients on.
+
+    Args:
+        x: what enters the first.
+        inventory: of a call's block.
+        rebuilt: for each coupling, whether backward rebuilds its input and runs its module again;
+            autograd stores what it needs of the others, which are the reference.
+        outputs: the couplings whose x leaves the row.
+        checkpointed: whether modules whose activations are stored are checkpointed.
+        after: is given the number of each coupling in the row, and x behind it.
+    """
+    calls, side = this_pass.calls, this_pass.arguments.side
+    settings = Settings(x.device)
+    held: Inventory | None = None
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    x, y = _Start.apply(this_pass, x)
+    this_pass.strides = x.stride()
+    last = len(calls) - 1
+    for index, call in enumerate(calls):
+        block = call.block
+        if index == 0 or block is not calls[index - 1].block:
+            entered, y = before_couplings(block, x, y)
+            x = entered
+        if not rebuilt[index]:
+            x, y = _stored_coupling(this_pass, call, x, y, checkpointed)
+            settings.random = None  # its module may have drawn
+        else:
+            # A block's second module finds what the first one did, unless that changed buffers.
+            if held is None or held.buffers or block is not calls[index - 1].block:
+                held = inventory(call)
+            # What the graph of a first run saves is not for the user's hooks (to offload).
+            with saved_tensors_hooks(_itself, _itself) if hooked else nullcontext():
+                output = call.first(x, side, held, settings)
+            if call.used or x.requires_grad or any(tensor.requires_grad for tensor in side):
+                if index == 0 or not rebuilt[index - 1] or not x.requires_grad:
+                    this_pass.fingerprints[index] = fingerprint(this_pass.streams)
+                keeps_streams = index in outputs or index == last or not rebuilt[index + 1]
+                x, y = _apply_coupling(
+                    this_pass, index, keeps_streams, output, x, y, *side, *call.used
+                )
+            else:  # before the first coupling that needs a gradient there is nothing to rebuild
+                x, _ = this_pass.streams.advance(output, keep_remainder=False)
+                y = this_pass.stand_in(x)
+        if index == last or block is not calls[index + 1].block:
+            x, y = after_couplings(block, entered, x, y)
+        if index in outputs:
+            settings.random = None  # what is done with x may draw
+        after(index, x)
+    this_pass.streams.drop()
+    this_pass.arguments.side = []
 
 
 class _Start(torch.autograd.Function):
@@ -29,42 +139,136 @@ class _Start(torch.autograd.Function):
     def forward(ctx: Any, this_pass: Pass, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.beta = this_pass.arithmetic.beta
-        return this_pass.start(x)
+        x = this_pass.streams.start(x)
+        this_pass.zero = x.new_zeros(())
+        return x, this_pass.stand_in(x)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
-        return None, combine_gradients(grad_x, grad_y, ctx.beta)
+        return None, _combined(grad_x, grad_y, ctx.beta)
 
 
-def coupling_values(
-    this_pass: Pass, x: Tensor, rebuilt: Sequence[bool], outputs: Container[int]
-) -> Iterator[Tensor]:
-    """Yields the stream x after each coupling.
+class _Coupling(torch.autograd.Function):
+    """(x, y, side inputs, used parameters) → (x', y'), keeping no more than the remainder.
 
-    Args:
-        x: what enters the first coupling.
-        rebuilt: for each coupling, whether backward rebuilds its input and recomputes its module;
-            autograd stores what it needs of the others, which are the reference.
-        outputs: the couplings whose x leaves the chain.
+    A coupling from which backward starts to rebuild also keeps the pair of streams after it: its x'
+    leaves the row, or the next coupling is stored.
     """
-    x, y = _Start.apply(this_pass, x)
-    blocks = [block for block, _ in this_pass.couplings]
-    last = len(blocks) - 1
-    for index, block in enumerate(blocks):
-        if index == 0 or block is not blocks[index - 1]:
-            x, y = before_couplings(block, x, y)
-        if not rebuilt[index]:
-            x, y = _stored_coupling(this_pass, index, x, y)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        this_pass: Pass,
+        index: int,
+        keeps_streams: bool,
+        output: Tensor,
+        x: Tensor,
+        y: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.this_pass, ctx.index, ctx.keeps_streams = this_pass, index, keeps_streams
+        x, remainder = this_pass.streams.advance(output, keep_remainder=True)
+        if keeps_streams:
+            ctx.save_for_backward(remainder, *this_pass.streams.save(), *this_pass.arguments.side)
         else:
-            begins = index == 0 or not rebuilt[index - 1]
-            ends = index in outputs or index == last or not rebuilt[index + 1]
-            x, y = _rebuilt_coupling(this_pass, index, begins, ends, x, y)
-        if index == last or block is not blocks[index + 1]:
-            x, y = after_couplings(block, x, y)
-        yield x
+            ctx.save_for_backward(remainder)
+        return x, this_pass.stand_in(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
+        this_pass, index = ctx.this_pass, ctx.index
+        call, beta = this_pass.calls[index], this_pass.arithmetic.beta
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            _refuse_gradient_mode(this_pass)
+        remainder, *kept = ctx.saved_tensors
+        if ctx.keeps_streams:
+            this_pass.guard.look()
+            backward = _begin(this_pass, index, kept)
+        else:
+            backward = this_pass.backwards[torch._C._current_graph_task_id()]
+        needs_x, _, *needs = ctx.needs_input_grad[4:]
+        streams = backward.streams
+        # The input, and the same run again.
+        before, x = streams.rebuild(remainder)
+        inputs = [x.requires_grad_(needs_x)]
+        for tensor, needed in zip(backward.side, needs, strict=False):
+            inputs.append(tensor.detach().requires_grad_(needed))
+        with call.put_back() as parameters:
+            output, gradients = call.again(inputs, parameters, grad_x)
+            streams.retreat(before, output)
+            backward.position = index - 1
+            del before, output, x  # the module's backward is where memory has its peak
+            of_x, *grads = gradients()
+        if index in this_pass.fingerprints:
+            _finish(this_pass, index)
+        return *[None] * 4, _combined(of_x, grad_y, beta) if needs_x else None, grad_x, *grads
 
 
-def _stored_coupling(this_pass: Pass, index: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+# Without what Function.apply does for torch.func's transforms, in which chains do not run.
+_apply_coupling = super(torch.autograd.Function, _Coupling).apply
+
+
+def _begin(this_pass: Pass, index: int, kept: list[Tensor]) -> _Backward:
+    """Takes up the streams that coupling ``index`` kept; those rebuilt so far must agree."""
+    task = torch._C._current_graph_task_id()
+    x, y, *side = kept
+    # Hooks on saved tensors (save_on_cpu) return them contiguous.
+    x, y = (with_strides(stream, this_pass.strides) for stream in (x, y))
+    side = list(map(with_strides, side, this_pass.arguments.strides))
+    backward = this_pass.backwards.get(task)
+    if backward is not None and backward.position == index:
+        before = fingerprint(Streams(this_pass.arithmetic, x, y))
+        _compare(this_pass, backward, index + 1, before)
+    if backward is None and task >= 0:
+        Variable._execution_engine.queue_callback(partial(_end, this_pass, task))
+    this_pass.backwards[task] = _Backward(Streams(this_pass.arithmetic, x, y), side, index)
+    return this_pass.backwards[task]
+
+
+def _finish(this_pass: Pass, first: int) -> None:
+    """Compares the streams with those before coupling ``first`` in forward, and frees them."""
+    backward = this_pass.backwards[torch._C._current_graph_task_id()]
+    _compare(this_pass, backward, first, this_pass.fingerprints[first])
+    backward.streams.drop()
+    backward.side = []
+
+
+def _end(this_pass: Pass, task: int) -> None:
+    """At the end of a backward, also of one that stops halfway."""
+    this_pass.backwards.pop(task, None)
+    this_pass.guard.look(wait=True)  # forward's numbers have long arrived
+
+
+def _compare(this_pass: Pass, backward: _Backward, first: int, before: Tensor | None) -> None:
+    peaks = backward.streams.output_peaks
+
+    def describe() -> str:
+        # A module that returned other bits than in forward is told by its output's peak.
+        ran = this_pass.output_peaks[first + 1 : first + 1 + len(peaks)]
+        place = first_difference(ran, peaks[::-1])
+        return _not_replayed(this_pass.place(first if place is None else first + place))
+
+    this_pass.guard.compare(backward.streams, before, describe, this_pass.tolerance)
+
+
+def _not_replayed(place: str) -> str:
+    return (
+        f"{place}, or one near it, returned other values when it was recomputed in backward: "
+        "discard this backward's gradients. A module of a chain must be deterministic given its "
+        "input, PyTorch's random state, autocast and other global settings: no own random "
+        "generator, no counters, no state that forward changes. "
+        "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, False) "
+        "trains with activations stored."
+    )
+
+
+# The reference: the same equations, autograd stores what it needs
+
+
+def _stored_coupling(
+    this_pass: Pass, call: Call, x: Tensor, y: Tensor, checkpointed: bool
+) -> tuple[Tensor, Tensor]:
     for_module, for_y = _Split.apply(this_pass.arithmetic.beta, x)
     # Views, so that gradients of side inputs are summed coupling by coupling. [...] and not
     # view_as, which may give other strides, by which kernels are chosen.
@@ -72,57 +276,13 @@ def _stored_coupling(this_pass: Pass, index: int, x: Tensor, y: Tensor) -> tuple
     # has its gradients summed in the order of the recomputation.
     side = [
         tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
-        for tensor in reversed(this_pass.side)
+        for tensor in reversed(this_pass.arguments.side)
     ][::-1]
-    output = run_stored(this_pass, index, for_module, side)
+    if checkpointed:
+        output = checkpoint(call.stored, for_module, side, use_reentrant=False)
+    else:
+        output = call.stored(for_module, side)
     return _StoredCoupling.apply(this_pass, output, for_y, y)
-
-
-def _rebuilt_coupling(
-    this_pass: Pass, index: int, begins: bool, ends: bool, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor]:
-    side, recomputation = this_pass.side, Recomputation(this_pass, index, x)
-    # With gradients on and the same inputs requiring them as in backward, so that PyTorch chooses
-    # the same kernels. The graph made here is dropped at once: what it saves is not for the hooks
-    # that the user may have set (to offload, to count).
-    name = this_pass.coupling_names[index]
-    refuse = partial(_refuse_use_outside, name)
-    with torch.enable_grad(), saved_tensors_hooks(_keep_nothing, refuse):
-        leaves = [_Inside.apply(name, tensor) for tensor in (x, *side)]
-        version = x._version  # which leaves[0] shares
-        output = recomputation.run(leaves[0], leaves[1:])
-    if x._version != version:
-        raise RuntimeError(
-            f"{name} changed its input, the stream, by an inplace operation: it must leave it as "
-            "it is and return a new tensor."
-        )
-    parameters = [parameter for parameter, _ in recomputation.block_state.parameters]
-    used = _used_parameters(output, leaves, parameters, name)
-    recomputation.block_state.keep_what_matters(used)
-    output = output.detach()
-    if not used and not any(leaf.requires_grad for leaf in leaves):
-        # Before the first coupling that needs a gradient there is nothing to rebuild.
-        with torch.no_grad():
-            x, y, _ = this_pass.advance(output, keep_remainder=False)
-        return x, y
-    if begins or not x.requires_grad:
-        this_pass.take_fingerprint(index)
-    return _ReversibleCoupling.apply(
-        this_pass, index, ends, output, recomputation, x, y, *side, *used
-    )
-
-
-class _Inside(torch.autograd.Function):
-    """What a module is given in forward; only its recomputation may be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, coupling: str, x: Tensor) -> Tensor:
-        ctx.coupling = coupling
-        return x.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> NoReturn:
-        _refuse_use_outside(ctx.coupling, grad)
 
 
 class _Split(torch.autograd.Function):
@@ -136,7 +296,7 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_module: Tensor | None, grad_y: Tensor | None) -> tuple:
-        return None, combine_gradients(grad_module, grad_y, ctx.beta)
+        return None, _combined(grad_module, grad_y, ctx.beta)
 
 
 class _StoredCoupling(torch.autograd.Function):
@@ -146,7 +306,8 @@ class _StoredCoupling(torch.autograd.Function):
     def forward(ctx: Any, this_pass: Pass, output: Tensor, x: Tensor, y: Tensor) -> tuple:
         ctx.set_materialize_grads(False)
         ctx.output_dtype = output.dtype
-        return this_pass.advance(output, keep_remainder=False)[:2]
+        value, _ = this_pass.streams.advance(output, keep_remainder=False)
+        return value, this_pass.stand_in(value)
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
@@ -154,114 +315,27 @@ class _StoredCoupling(torch.autograd.Function):
         return None, grad_output, grad_y, grad_x  # _Split multiplies grad_y by β
 
 
-class _ReversibleCoupling(torch.autograd.Function):
-    """(x, y, side inputs, used parameters) → (x', y'), keeping no more than the remainder.
+def _combined(grad_module: Tensor | None, grad_y: Tensor | None, beta: float) -> Tensor | None:
+    """Gradient of a coupling's input x, which feeds the module and, scaled by β, the stream y'.
 
-    A coupling from which backward starts to rebuild also keeps the pair of streams after it: its x'
-    leaves the chain, or the next coupling is stored.
+    Rebuilt and stored couplings both call this one, so that they round alike.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        this_pass: Pass,
-        index: int,
-        keeps_streams: bool,
-        output: Tensor,
-        recomputation: Recomputation,
-        x: Tensor,
-        y: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.this_pass, ctx.index, ctx.keeps_streams = this_pass, index, keeps_streams
-        ctx.recomputation, ctx.used = recomputation, tensors[len(this_pass.side) :]
-        x, y, remainder = this_pass.advance(output, keep_remainder=True)
-        streams = this_pass.keep_streams() if keeps_streams else ()
-        ctx.save_for_backward(remainder, *streams)
-        return x, y
-
-    @staticmethod
-    def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
-        this_pass, index = ctx.this_pass, ctx.index
-        _refuse_gradient_modes(this_pass)
-        remainder, *streams = ctx.saved_tensors
-        if ctx.keeps_streams:
-            this_pass.restart_backward(index, *streams)
-        stream, x = this_pass.rebuild(index, remainder)
-        needs_x, _, *needs_tensors = ctx.needs_input_grad[5:]
-        x.requires_grad_(needs_x)
-        side = map(_leaf_like, this_pass.side, needs_tensors)
-        of_x, *grads = ctx.recomputation.run_back(stream, [x, *side], ctx.used, grad_x)
-        if needs_x:
-            of_x = combine_gradients(of_x, grad_y, this_pass.arithmetic.beta)
-        return *[None] * 5, of_x, grad_x, *grads
+    if grad_module is None:
+        return None if grad_y is None else grad_y * beta
+    return grad_module if grad_y is None else torch.add(grad_module, grad_y, alpha=beta)
 
 
-def _used_parameters(
-    output: Tensor, inputs: list[Tensor], parameters: list[Tensor], name: str
-) -> list[Tensor]:
-    """The ``parameters`` that ``output`` depends on with a gradient, in their order.
-
-    Only they become inputs of the coupling: DDP and others tell by the graph which are used.
-
-    Raises:
-        RuntimeError: the output depends on a leaf that is neither among them nor among ``inputs``.
-            Its gradient would be lost, as the graph that leads to it exists only during
-            recomputation.
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    known = {id(tensor) for tensor in (*inputs, *trained)}
-    # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
-    ends = {tensor.grad_fn for tensor in (*inputs, *trained) if tensor.grad_fn is not None}
-    leaves, seen = set(), set()
-    waiting: list[Node | None] = [get_gradient_edge(output).node] if output.requires_grad else []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in ends:
-            continue
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            raise RuntimeError(
-                f"{name} used a tensor of shape {tuple(leaf.shape)} that requires a gradient and "
-                "is neither a parameter of its block nor an argument of the chain, so that the "
-                "gradient would be lost. Register it in the block, or pass it: chain(x, tensor)."
-            )
-        leaves.add(id(leaf))
-        waiting.extend(following for following, _ in node.next_functions)
-    return [p for p in trained if (id(p) in leaves if p.is_leaf else p.grad_fn in seen)]
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
-def _keep_nothing(_: Any) -> Any:
-    """Packs a tensor of a graph that is never run backward: an output kept would be a cycle."""
-    return None
-
-
-def _refuse_use_outside(coupling: str, _: Any) -> NoReturn:
-    raise RuntimeError(
-        f"A tensor that {coupling} made in forward, other than its output, was differentiated (an "
-        "auxiliary loss, a cached weight, autograd.grad within the module): its activations are "
-        "rebuilt, not stored. Return it through the stream, or keep this block: "
-        "dr2net.set_reversible(model, True, keep=[...])."
-    )
-
-
-def _leaf_like(tensor: Tensor, needs_gradient: bool) -> Tensor:
-    """A leaf with the values of ``tensor``."""
-    return tensor.detach().requires_grad_(needs_gradient)
-
-
-def _refuse_gradient_modes(this_pass: Pass) -> None:
+def _refuse_gradient_mode(this_pass: Pass) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{this_pass.name} is reversible and cannot run backward under torch.inference_mode, "
             "where nothing recomputed gets a gradient: leave it first."
         )
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{this_pass.name} is reversible and has no second derivative "
-            "(create_graph=True): call dr2net.set_reversible(model, False) for it."
-        )
+    raise RuntimeError(
+        f"{this_pass.name} is reversible and has no second derivative "
+        "(create_graph=True): call dr2net.set_reversible(model, False) for it."
+    )

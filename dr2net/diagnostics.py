@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .arithmetic import error_growth, predicted_inverse_error, stream_growth
+from .block_hooks import refuse_sharded
+from .call import Inventory, Settings
 from .chain import ReversibleChain
+from .coefficients import error_growth, predicted_inverse_error, stream_growth
 from .conversion import set_reversible
-from .distributed import refuse_sharded
-from .replay import run_recorded, run_replayed, undisturbed
+from .verification import undisturbed
 
 __all__ = [
     "bytes_kept",
@@ -53,7 +53,7 @@ def gradient_error(model: nn.Module, loss_function: Callable[[], Tensor]) -> flo
     """Relative L2 difference of the parameter gradients, reversible against stored; 0 if equal.
 
     Args:
-        model: a converted network in training mode; it is left reversible.
+        model: a converted network; it is left reversible.
         loss_function: runs the network and returns its scalar loss. Both calls start from the
             same random state.
     """
@@ -85,22 +85,19 @@ def reconstruction_error(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs
         raise ValueError("At beta=0 a chain has no inverse: set a beta from 2^-8 to 1 first.")
     if chain.ordinary:
         raise ValueError(f"{chain.name} has ordinary blocks: give a slice of it without them.")
-    with torch.no_grad():
-        this_pass = chain.start_pass(list(chain._modules), alpha, beta, x, args, kwargs)
-        start, _ = this_pass.start(x)
-        value = start
-        kept = []
-        for index in range(len(this_pass.couplings)):
-            run = partial(this_pass.call, index, value, this_pass.side)
-            output, state = run_recorded(run, this_pass.device)
-            value, _, remainder = this_pass.advance(output, keep_remainder=True)
-            kept.append((state, remainder))
-        for index in reversed(range(len(kept))):
-            state, remainder = kept[index]
-            assert this_pass.y is not None
-            stream = this_pass.arithmetic.unscale(this_pass.y, remainder)
-            value = this_pass.arithmetic.decode(stream)
-            run = partial(this_pass.call, index, value, this_pass.side)
-            this_pass.retreat(index, stream, run_replayed(run, this_pass.device, state, []))
+    this_pass = chain.make_pass(list(chain._modules), alpha, beta, x, args, kwargs)
+    streams, side, settings = this_pass.streams, this_pass.arguments.side, Settings(x.device)
+    start = value = streams.start(x.detach())
+    remainders = []
+    with torch.enable_grad():
+        for call in this_pass.calls:
+            output = call.first(value, side, Inventory(call.block), settings)
+            value, remainder = streams.advance(output, keep_remainder=True)
+            remainders.append(remainder)
+    for call in reversed(this_pass.calls):
+        before, value = streams.rebuild(remainders.pop())
+        with call.put_back() as parameters:
+            output, _ = call.again([value, *side], parameters, None)
+        streams.retreat(before, output)
     error, size = (tensor.double().norm().item() for tensor in (value - start, start))
     return error / size if size else error

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .block_hooks import refuse_sharded
+from .branches import Branch
 from .chain import ReversibleChain
 from .conversion import chains, set_reversible
 from .diagnostics import bytes_kept
-from .distributed import refuse_sharded
-from .replay import undisturbed
-from .streams import Branch
-from .verification import observed, projection
+from .verification import observed, projection, undisturbed
 
 __all__ = ["Plan", "plan"]
 
@@ -99,21 +98,17 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
     random streams as they were.
 
     Args:
-        model: a converted network in training mode at β > 0.
+        model: a converted network at β > 0.
         inputs, named_inputs: what it is called with: a batch of the size to plan for.
         budget_gb: memory for activations, in 10^9 bytes.
 
     Raises:
-        ValueError: the network has no chains, or is not in training mode at β > 0, or the budget
-            is not positive.
+        ValueError: the network has no chains, or is not at β > 0, or the budget is not positive.
     """
     refuse_sharded(model.modules(), "plan before it is sharded.")
-    # Not those that are frozen in eval mode, say: they rebuild nothing.
     found = [chain for chain in chains(model) if chain.rebuilds()]
     if not found:
-        raise ValueError(
-            "Nothing to plan: convert the network, call model.train() and set a beta above 0."
-        )
+        raise ValueError("Nothing to plan: convert the network and set a beta above 0.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Nothing to plan: every parameter is frozen.")
     if not budget_gb > 0:
@@ -207,7 +202,7 @@ def _count_bytes(chain: ReversibleChain, block: _Block, branch: Branch) -> Branc
         call = partial(branch, module, x, *args, **kwargs)
         side = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         stored = bytes_kept(lambda: outputs.append(call()), besides=side)
-        arithmetic = chain.make_arithmetic(*chain.get_coefficients(), x)
+        arithmetic = chain.make_arithmetic(chain.get_coefficients()[1], x)
         stream = arithmetic.encode(x)
         _, remainder = arithmetic.scale(stream)
         block.stored += stored

@@ -1,17 +1,20 @@
-"""How (α, β) move during finetuning, from the pretrained network to a reversible one.
+"""Where (α, β) are during finetuning: held, moving along the line α = 1 − β, or the paper's way.
 
-The paper moves both linearly during the first epochs and names the orders compared here (Zhao et
-al., arXiv 2401.04105, section 3.3 and its ablations); the co-author's point cloud code alternates.
+The paper moves both linearly from the pretrained network to (0, 1) during the first epochs, and
+names the orders compared here (Zhao et al., arXiv 2401.04105, section 3.3 and its ablations); the
+co-author's point cloud code alternates.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
-from .arithmetic import check_coefficients
+from .coefficients import DEFAULT_BETA, alpha_on_the_line, check_coefficients
 from .conversion import set_coefficients
 
 __all__ = ["ORDERS", "SHAPES", "CoefficientSchedule"]
@@ -24,10 +27,15 @@ SHAPES = ("linear", "cosine", "step")
 class CoefficientSchedule:
     """(α, β) as a function of the step, whatever a step is: an iteration or an epoch.
 
+    ``CoefficientSchedule()`` holds the default point of the line, ``CoefficientSchedule(beta=0.25)``
+    another; ``CoefficientSchedule(beta=(0.1, 0.5), end=1000)`` moves along the line; the paper's way
+    is ``CoefficientSchedule(alpha=(1.0, 0.0), beta=(0.1, 1.0), end=1000)``.
+
     Args:
-        alpha, beta: each coefficient's value until ``begin`` and from ``end`` on.
+        alpha, beta: a value that is held, or the values until ``begin`` and from ``end`` on. α is
+            1 − β unless it is given.
         begin, end: steps between which the coefficients move.
-        order: ``"alternate"`` moves α for ``interval`` steps, then β for as many, and so on;
+        order: where α is given, ``"alternate"`` moves α for ``interval`` steps, then β for as many, and so on;
             ``"together"`` moves both all the time; ``"alpha_first"`` moves α in the first half and
             β in the second, ``"beta_first"`` the other way round.
         shape: ``"linear"``, ``"cosine"`` (slow at both ends) or ``"step"`` (``jumps`` equal jumps).
@@ -38,8 +46,8 @@ class CoefficientSchedule:
         ValueError: a value is out of range, or β would pass through (0, 2^-8).
     """
 
-    alpha: tuple[float, float] = (1.0, 0.0)
-    beta: tuple[float, float] = (0.1, 1.0)
+    alpha: float | tuple[float, float] | None = None
+    beta: float | tuple[float, float] = DEFAULT_BETA
     begin: float = 0
     end: float = 1000
     order: str = "alternate"
@@ -48,9 +56,12 @@ class CoefficientSchedule:
     jumps: int = 10
 
     def __post_init__(self) -> None:
-        for alpha, beta in zip(self.alpha, self.beta, strict=True):
+        first, last = self._betas
+        for alpha, beta in zip(
+            self._alphas or map(alpha_on_the_line, self._betas), self._betas, strict=False
+        ):
             check_coefficients(alpha, beta)
-        if 0 in self.beta and self.beta[0] != self.beta[1]:
+        if 0 in self._betas and first != last:
             raise ValueError(
                 f"beta={self.beta} would move through values below 2^-8, which cannot be inverted: "
                 "begin and end at 2^-8 or more, such as (0.1, 1.0)."
@@ -65,16 +76,29 @@ class CoefficientSchedule:
             raise ValueError(f"jumps={self.jumps}: use 1 or more.")
         steps = self.end - self.begin
         has_turns = self.interval > 0 and (self.interval < steps or not steps)
-        if self.order == "alternate" and not has_turns:
+        if self._alphas and self.order == "alternate" and not has_turns:
             raise ValueError(
                 f"interval={self.interval} leaves β no turn within the {steps} steps from begin to "
                 "end: use a smaller interval above 0, or another order."
             )
 
+    @cached_property
+    def _alphas(self) -> tuple[float, float] | None:
+        return None if self.alpha is None else _ends("alpha", self.alpha)
+
+    @cached_property
+    def _betas(self) -> tuple[float, float]:
+        return _ends("beta", self.beta)
+
     def at(self, step: float) -> tuple[float, float]:
         """Returns (α, β) at ``step``."""
+        if self._alphas is None:
+            steps = self.end - self.begin
+            share = (step - self.begin) / steps if steps else float(step >= self.end)
+            beta = self._between(self._betas, min(max(share, 0.0), 1.0))
+            return alpha_on_the_line(beta), beta
         alpha, beta = self._progress(step)
-        return self._between(self.alpha, alpha), self._between(self.beta, beta)
+        return self._between(self._alphas, alpha), self._between(self._betas, beta)
 
     def apply(self, model: nn.Module, step: float) -> None:
         """Sets the coefficients of ``model`` to those at ``step``."""
@@ -112,3 +136,12 @@ class CoefficientSchedule:
             # 0.29 · 100 is a little less than 29 in floating point, and is the 29th jump.
             progress = math.floor(progress * self.jumps + 1e-9) / self.jumps
         return ends[0] + (ends[1] - ends[0]) * progress
+
+
+def _ends(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+    """A value's first and last one."""
+    if isinstance(value, (int, float)):
+        return value, value
+    if len(value) != 2:
+        raise ValueError(f"{name}={value}: give a value to hold, or a first and a last one.")
+    return value[0], value[1]

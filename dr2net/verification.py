@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
@@ -12,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .block_hooks import refuse_sharded
+from .branches import Branch
 from .chain import ReversibleChain
 from .conversion import require_chains
-from .distributed import refuse_sharded
-from .replay import undisturbed
-from .streams import Branch
 
-__all__ = ["observed", "projection", "verify", "verify_step"]
+__all__ = ["observed", "projection", "undisturbed", "verify", "verify_step"]
 
 
 def verify(model: nn.Module, *inputs: Any, **named_inputs: Any) -> None:
@@ -36,7 +37,7 @@ def verify_step(model: nn.Module, loss_function: Callable[[], Tensor]) -> None:
     gradients of all parameters. Gradients, buffers and random streams stay as they were.
 
     Args:
-        model: a converted network in training mode at β > 0, with exact arithmetic.
+        model: a converted network at β > 0, with exact arithmetic.
         loss_function: runs the network and returns its scalar loss.
 
     Raises:
@@ -87,7 +88,7 @@ def _require_verifiable(model: nn.Module) -> list[ReversibleChain]:
     rebuilding = [chain for chain in found if chain.rebuilds()]
     if not rebuilding:
         raise ValueError(
-            f"{found[0].name} rebuilds nothing: call model.train() and set a beta above 0 first."
+            f"{found[0].name} rebuilds nothing: set a beta above 0 first."
         )
     for chain in rebuilding:
         if chain.arithmetic == "float":
@@ -263,3 +264,33 @@ def projection(outputs: Any) -> Tensor:
 
 def _places(tensor: Tensor) -> Tensor:
     return torch.arange(tensor.numel(), dtype=torch.float32, device=tensor.device)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leaves random streams and the buffers of ``model`` as they were: to try a step out.
+
+    Those of Python and numpy as well, from which preprocessing draws.
+    """
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    with ExitStack() as stack:
+        for kind in {device.type for device in devices if device.type != "cpu"}:
+            of_kind = [device for device in devices if device.type == kind]
+            stack.enter_context(torch.random.fork_rng(of_kind, device_type=kind))
+        stack.enter_context(torch.random.fork_rng([]))
+        stack.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
+        try:
+            yield
+        finally:
+            for held, name, buffer, value in buffers:
+                held[name] = buffer  # forward may have put another in its place
+                if not torch.equal(buffer, value):
+                    buffer.data.copy_(value)

@@ -5,23 +5,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr2net.arithmetic import (
-    ExactArithmetic,
-    FloatArithmetic,
-    combine_gradients,
+from dr2net.coefficients import (
+    alpha_on_the_line,
     error_growth,
-    make_arithmetic,
+    is_on_the_line,
     predicted_inverse_error,
-    round_beta,
+    round_coefficient,
     stream_growth,
 )
+from dr2net.coupling import _combined as combine_gradients
+from dr2net.kernels import arithmetic as arithmetics
+from dr2net.kernels.arithmetic import ExactArithmetic, FloatArithmetic, make_arithmetic
 
 BETAS = (2.0**-8, 0.01, 0.02, 0.05, 0.1, 0.25, 0.3, 0.5, 0.6, 0.9, 0.9999, 1.0)
 WORDS = (torch.int32, torch.int64)
 
 
 def exact(beta: float, word: torch.dtype = torch.int32) -> ExactArithmetic:
-    return ExactArithmetic(round_beta(beta), torch.float32, word)
+    return ExactArithmetic(round_coefficient(beta), torch.float32, word)
 
 
 def streams(word: torch.dtype) -> torch.Tensor:
@@ -112,7 +113,7 @@ def test_adding_and_subtracting_a_module_output_cancel():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_values_on_the_grid_are_decoded_to_themselves(dtype):
-    arithmetic = make_arithmetic("exact", 0.0, 1.0, 24, dtype)
+    arithmetic = make_arithmetic("exact", 1.0, dtype)
     x = (torch.arange(-128, 128) / 16).to(dtype)
     decoded = arithmetic.decode(arithmetic.encode(x))
     assert decoded.dtype == dtype
@@ -120,36 +121,62 @@ def test_values_on_the_grid_are_decoded_to_themselves(dtype):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "beta", "couplings", "limit", "limit_of_low"),
+    ("range_bits", "limit", "limit_of_low"),
     [
-        (0.0, 1.0, 192, 2**10, 2**10),
-        (0.5, 0.5, 192, 2**10, 2**10),
-        (1.0, 0.1, 24, 2**10, 2**10),  # a growth of 2^3.0
-        (1.0, 0.1, 36, 2**30, 2**11),  # 2^4.6
-        (1.0, 0.1, 48, 2**30, 2**13),  # 2^6.1
-        (1.0, 0.1, 56, 2**30, 2**30),  # 2^7.1
-        (1.0, 1.0, 24, 2**30, 2**30),
-        (1.0, 1.0, 5000, 2**30, 2**30),
+        (10, 2**10, 2**10),
+        (11, 2**30, 2**11),
+        (13, 2**30, 2**13),
+        (14, 2**30, 2**30),
+        (30, 2**30, 2**30),
+        (41, 2**41, 2**41),
+        (100, 2**100, 2**100),
     ],
 )
-def test_words_have_room_where_streams_grow(alpha, beta, couplings, limit, limit_of_low):
-    words = {2**30: torch.int64}
+def test_words_have_room_for_the_range(range_bits, limit, limit_of_low):
     for dtype, precision, expected in (
         (torch.float32, None, limit),
         (torch.float32, torch.bfloat16, limit_of_low),
         (torch.float32, torch.float16, limit_of_low),
         (torch.bfloat16, None, limit_of_low),
     ):
-        arithmetic = make_arithmetic("exact", alpha, beta, couplings, dtype, precision)
-        assert arithmetic.word == words.get(expected, torch.int32)
+        arithmetic = make_arithmetic("exact", 0.5, dtype, precision, range_bits)
+        assert arithmetic.word == (torch.int64 if expected >= 2**30 else torch.int32)
         assert arithmetic.limit == expected
         extreme = torch.tensor([-expected, expected], dtype=dtype)
         assert torch.equal(arithmetic.decode(arithmetic.encode(extreme)), extreme)
 
 
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_unscaling_without_float64_returns_the_same_bits(beta, word, monkeypatch):
+    monkeypatch.setattr(arithmetics, "_has_float64", lambda _: False)
+    arithmetic, x = exact(beta, word), streams(word)
+    assert torch.equal(arithmetic.unscale(*arithmetic.scale(x)), x)
+
+
+@pytest.mark.parametrize("beta", [2.0**-shift for shift in range(9)])
+def test_powers_of_two_are_shifts_with_the_same_remainders(beta, monkeypatch):
+    arithmetic, x = exact(beta), streams(torch.int32)
+    shifted = arithmetic.scale(x)
+    general = exact(beta)
+    vars(general)["shift"] = None  # what is cached there
+    for a, b in zip(shifted, general.scale(x), strict=True):
+        assert a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def test_the_line_has_no_rounding():
+    for n in range(2**8, 2**16 + 1, 7):
+        beta = n / 2**16
+        assert alpha_on_the_line(beta) + beta == 1
+        assert is_on_the_line(alpha_on_the_line(beta), beta)
+        assert stream_growth(alpha_on_the_line(beta), beta) == pytest.approx(1)
+    assert not is_on_the_line(1, 0.1)
+    assert is_on_the_line(0.9, 0.1)
+
+
 def test_words_are_wide_when_asked_for_and_for_float64():
-    assert make_arithmetic("exact64", 0.0, 1.0, 2, torch.float32).word == torch.int64
-    assert make_arithmetic("exact", 0.0, 1.0, 2, torch.float64).word == torch.int64
+    assert make_arithmetic("exact64", 1.0, torch.float32).word == torch.int64
+    assert make_arithmetic("exact", 1.0, torch.float64).word == torch.int64
 
 
 def test_growth_is_that_of_the_linear_recurrence():
@@ -185,10 +212,9 @@ def test_float_arithmetic_inverts_up_to_rounding():
 
 @pytest.mark.parametrize("name", ["exact", "float"])
 def test_in_place_is_the_same_in_the_streams_own_memory(name):
-    arithmetic = make_arithmetic(name, 1.0, 0.5, 4, torch.float32)
+    arithmetic = make_arithmetic(name, 0.5, torch.float32)
     y, g = arithmetic.encode(torch.randn(3, 5)), torch.randn(3, 5)
     for operation in (arithmetic.add, arithmetic.subtract):
         expected, given = operation(y, g), y.clone()
         found = operation(given, g, in_place=True)
         assert torch.equal(found, expected)
-        assert found.data_ptr() == given.data_ptr()

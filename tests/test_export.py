@@ -22,6 +22,7 @@ IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1, 0), (1, 0.1), (0.3, 0.7), (0, 1)])
 @pytest.mark.parametrize("arithmetic", ["exact", "exact64", "float"])
+@pytest.mark.filterwarnings("ignore:chain. at")
 def test_an_exported_chain_returns_the_same_bits(alpha, beta, arithmetic):
     chain = make_chain(alpha, beta, arithmetic=arithmetic).eval()
     x = 30 * torch.randn(2, 5, 8)

@@ -250,10 +250,36 @@ def test_copies_revert_on_their_own():
     assert twin.blocks[0] is not model.blocks[0]
 
 
-@pytest.mark.parametrize("pair", [(0, 1), (1, 0.1), (0.5, 0)])
+@pytest.mark.parametrize("pair", [(0.2, 1), (1, 0.1), (0.5, 0)])
 def test_other_coefficients_cannot_be_reverted(pair):
     with pytest.raises(ValueError, match="another function than the original"):
         dr2net.revert(make_chain(*pair))
+
+
+@pytest.mark.parametrize("beta", [0.125, 0.5, 1])
+def test_a_network_on_the_line_ships_as_the_plain_one(beta):
+    network = timm.create_model("test_vit").train()
+    plain = timm.create_model("test_vit")
+    x = torch.randn(2, 3, 160, 160)
+    model = dr2net.convert(network, beta=beta)
+    model(x).square().mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.01).step()
+    with pytest.warns(UserWarning, match=rf"left \(alpha, beta\) = .*{beta:g}\) .*Validate it"):
+        reverted = dr2net.revert(model)
+    assert type(reverted) is type(plain)
+    plain.load_state_dict(reverted.state_dict(), strict=True)
+    assert torch.equal(plain.eval()(x), reverted.eval()(x))
+
+
+def test_the_change_of_the_function_is_measured_on_example_inputs():
+    model, x = dr2net.convert(timm.create_model("test_vit").train()), torch.randn(2, 3, 160, 160)
+    before = model.eval()(x).detach()
+    model.train()
+    with pytest.warns(UserWarning, match="change by") as said:
+        plain = dr2net.revert(model, x)
+    assert all(module.training for module in plain.modules())
+    change = float((plain.eval()(x).detach() - before).norm() / before.norm())
+    assert f"change by {change:.3g} of their norm" in str(said[0].message)
 
 
 def test_networks_without_chains_cannot_be_reverted():

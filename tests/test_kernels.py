@@ -8,10 +8,13 @@ import sys
 import pytest
 import torch
 
-from dr2net import kernels, streams
-from dr2net.arithmetic import ExactArithmetic, FloatArithmetic, round_beta
-from dr2net.streams import peak
-from tests.toy import assert_same_bits, gradients, make_chain
+from dr2net import kernels
+from dr2net.call import Call
+from dr2net.coefficients import round_coefficient
+from dr2net.kernels.arithmetic import ExactArithmetic
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.toy import assert_same_bits, gradients, make_chain, mix
 
 triton = pytest.importorskip("triton")
 
@@ -31,9 +34,9 @@ def runs_kernels(test):
 
 @pytest.fixture
 def coupling():
-    from dr2net.kernels import coupling
+    from dr2net.kernels import fused
 
-    return coupling
+    return fused
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
@@ -51,7 +54,7 @@ def test_kernels_under_the_interpreter():
 
 def make_case(beta, dtype, word, shape=(3, 5, 24), given_up=0):
     torch.manual_seed(0)
-    arithmetic = ExactArithmetic(round_beta(beta), dtype, word, given_up)
+    arithmetic = ExactArithmetic(round_coefficient(beta), dtype, word, given_up)
     x, y = (arithmetic.encode(torch.randn(shape, device=DEVICE) * 20) for _ in range(2))
     return arithmetic, x, y, torch.randn(shape, device=DEVICE) * 3
 
@@ -74,12 +77,34 @@ def test_a_coupling_there_and_back(coupling, dtype, output, beta, word, given_up
     new_y, remainder = arithmetic.scale(x)
     new_x = arithmetic.add(y, g)
     decoded = arithmetic.decode(new_x)
-    expected = [new_x, new_y, remainder, decoded, peak(g), peak(decoded)]
-    assert_same_bits(expected, list(coupling.advance(arithmetic, x, y, g, True)))
+    expected = [new_x, new_y, remainder, decoded]
+    (peaks,) = coupling.new_peaks(1, x.device)
+    assert_same_bits(expected, list(coupling.advance(arithmetic, x, y, g, True, peaks)))
+    assert peaks.view(torch.float32).tolist() == [t.abs().max().item() for t in (g, decoded)]
     assert coupling.advance(arithmetic, x, y, g, False)[2] is None
     rebuilt, seen = coupling.rebuild(arithmetic, new_y, remainder)
     assert_same_bits([rebuilt, seen], [x, arithmetic.decode(x)])
-    assert torch.equal(coupling.subtract(arithmetic, new_x, g), y)
+    (peaks,) = coupling.new_peaks(1, x.device)
+    assert torch.equal(coupling.subtract(arithmetic, new_x, g, peaks), y)
+    assert peaks.view(torch.float32)[0] == g.abs().max()
+
+
+@runs_kernels
+@pytest.mark.parametrize("beta", BETAS)
+def test_results_written_over_streams_are_the_same(coupling, beta):
+    arithmetic, x, y, g = make_case(beta, torch.float32, torch.int32)
+    expected = coupling.advance(arithmetic, x, y, g, True)
+    over_x, over_y = x.clone(), y.clone()
+    into = over_y, None if beta == 1 else over_x
+    found = coupling.advance(arithmetic, over_x, over_y, g, True, None, into)
+    assert_same_bits(list(expected), list(found))
+    assert found[0].data_ptr() == over_y.data_ptr()
+    new_x, new_y, remainder, _ = expected
+    over = new_y.clone()
+    assert torch.equal(coupling.rebuild(arithmetic, over, remainder, over)[0], x)
+    over = new_x.clone()
+    assert torch.equal(coupling.subtract(arithmetic, over, g, None, over), y)
+    assert over.data_ptr() == coupling.subtract(arithmetic, new_x, g, None, over).data_ptr()
 
 
 @runs_kernels
@@ -113,8 +138,10 @@ def test_halves_round_to_even(coupling):
 def test_a_peak_tells_nan_and_infinity(coupling, bad):
     arithmetic, x, y, g = make_case(0.1, torch.float32, torch.int32)
     g[1, 2, 3] = bad
-    found = coupling.advance(arithmetic, x, y, g, True)[4]
-    assert torch.equal(found, peak(g)) or (math.isnan(bad) and found.isnan())
+    (peaks,) = coupling.new_peaks(1, x.device)
+    coupling.advance(arithmetic, x, y, g, True, peaks)
+    found = peaks.view(torch.float32)[0].item()
+    assert math.isnan(found) if math.isnan(bad) else found == math.inf
 
 
 @runs_kernels
@@ -123,18 +150,94 @@ def test_a_peak_tells_nan_and_infinity(coupling, bad):
 def test_a_chain_on_kernels_gives_the_same_bits(coupling, monkeypatch, alpha_beta, bf16):
     chain = make_chain(*alpha_beta, dropout=0.1).to(DEVICE)
     x = torch.randn(2, 5, 8, device=DEVICE, requires_grad=True)
-    monkeypatch.setattr(streams, "kernels_for", lambda *_: None)
+    monkeypatch.setattr(ExactArithmetic, "kernels", lambda *_: None)
     expected = gradients(chain, x, bf16=bf16)
-    used = []
-
-    def always(*_):
-        used.append(1)
-        return coupling
-
-    monkeypatch.setattr(streams, "kernels_for", always)
+    used = on_kernels(monkeypatch, coupling)
     for reversible in (True, False):
         assert_same_bits(expected, gradients(chain, x, reversible=reversible, bf16=bf16))
-    assert len(used) == 6 * 3 + 6  # forward, rebuild, retreat; forward
+    assert len(used) == 6 * 3 + 6  # advance, rebuild, retreat; advance
+
+
+def on_kernels(monkeypatch, coupling):
+    """Has chains take the kernels, in the interpreter also; returns the list of their calls."""
+    used = []
+    monkeypatch.setattr(ExactArithmetic, "kernels", lambda *_: used.append(1) or coupling)
+    monkeypatch.setattr("dr2net.streams.has_kernels", lambda _: True)
+    return used
+
+
+# What launches no kernel on a GPU: allocations and views.
+LAUNCHES_NOTHING = {
+    "alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "new_empty",
+    "permute", "select", "slice", "split", "squeeze", "t", "transpose", "unbind", "unsqueeze",
+    "view", "_unsafe_view", "_reshape_alias",
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Operations that launch a kernel on a GPU, but for those of modules and their gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.in_module = [], False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        # Random states lie on the CPU wherever the network is.
+        is_state = any(isinstance(a, torch.Tensor) and a.dtype == torch.uint8 for a in args)
+        if not self.in_module and name not in LAUNCHES_NOTHING and not is_state:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@runs_kernels
+@pytest.mark.parametrize("beta", [0.125, 0.1, 1])
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_a_coupling_launches_three_operations_at_most_each_way(coupling, monkeypatch, beta, bf16):
+    moves = on_kernels(monkeypatch, coupling)
+    current = []
+    # Nor what Triton's interpreter does in a kernel, which counts as one.
+    for owner, name in (
+        (Call, "__call__"),
+        (Call, "_gradients"),
+        *((coupling, name) for name in ("advance", "rebuild", "subtract")),
+    ):
+
+        def apart(*args, original=getattr(owner, name)):
+            current[0].in_module = True
+            try:
+                return original(*args)
+            finally:
+                current[0].in_module = False
+
+        monkeypatch.setattr(owner, name, apart)
+
+    def count(blocks):
+        current[:] = [Launches()]
+        # Of one module each: a parameter of two has its gradients summed, by any network.
+        chain = make_chain(1 - beta, beta, blocks=blocks, branches=(mix,)).to(DEVICE)
+        x = torch.randn(2, 5, 8, device=DEVICE, requires_grad=True)
+        gradients(chain, x, bf16=bf16)  # what is found once
+        chain.zero_grad()
+        found = []
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+            moves.clear()
+            with Launches() as current[0]:
+                output = chain(x)
+            found.append([*current[0].names, *moves])
+            loss = output.float().sum()
+            moves.clear()
+            with Launches() as current[0]:
+                loss.backward()
+            found.append([*current[0].names, *moves])
+        return [len(way) for way in found], found
+
+    few, _ = count(2)
+    many, names = count(10)
+    couplings = 8  # more
+    forward, backward = ((b - a) / couplings for a, b in zip(few, many, strict=True))
+    assert forward <= 3, names[0]
+    assert backward <= 3, names[1]
 
 
 @runs_kernels
@@ -153,10 +256,10 @@ def test_the_check_of_a_device_finds_wrong_bits(coupling, monkeypatch, dtype, ou
         torch.set_default_dtype(torch.float32)
 
 
-def test_kernels_serve_exact_arithmetic_on_a_gpu_alone():
+def test_kernels_take_values_of_at_most_32_bits_and_something_at_all():
     exact = ExactArithmetic(0.5, torch.float32)
-    assert kernels.kernels_for(exact, exact.encode(torch.randn(8))) is None
-    assert kernels.kernels_for(FloatArithmetic(0.5, torch.float32), torch.randn(8)) is None
+    assert kernels.kernels_for(exact, exact.encode(torch.randn(0)), torch.float32) is None
+    assert kernels.kernels_for(exact, exact.encode(torch.randn(8)), torch.float64) is None
 
 
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in the interpreter's process")

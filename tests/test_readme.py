@@ -39,8 +39,8 @@ def test_config_entries_build_a_dr2net(capsys):
     import mmaction.models  # noqa: F401
 
     model = MODELS.build(config.model.backbone)
-    assert dr2net.get_coefficients(model) == pytest.approx((1.0, 0.1), abs=2**-16)
-    assert HOOKS.build(config.custom_hooks[0]).schedule.end == 20
+    assert dr2net.get_coefficients(model) == (0.875, 0.125)
+    assert HOOKS.build(config.custom_hooks[0]).schedule.at(20) == (0.875, 0.125)
 
 
 @pytest.mark.parametrize("command", "".join(blocks("bash")).splitlines())

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dr2net
 from dr2net import ReversibleChain, residual
-from dr2net.tokenwise import MLPS, MLPS_IN_BRANCHES, can_be_sliced
+from dr2net.conversion.mlps import MLPS, can_be_sliced
 from tests.conversion.families import IMAGES, STOCHASTIC, converted, timm_vit
 from tests.toy import assert_same_bits, gradients
 
@@ -61,9 +61,6 @@ def layers(block, x):
 @partial(residual, tokenwise=("mlp", "output"))
 def two_halves(block, x):
     return block["output"](block["mlp"](x))
-
-
-BRANCHES = pytest.mark.parametrize("branch", [whole_coupling, beside_others])
 
 
 def make_chain(*mlps, branch=whole_coupling):
@@ -131,10 +128,9 @@ def test_accumulated_gradients_and_those_of_several_passes_at_once_are_the_same_
     assert_same_bits(*found)
 
 
-@BRANCHES
-def test_an_mlp_that_stands_in_several_blocks_has_the_same_gradients(branch):
+def test_an_mlp_that_stands_in_several_blocks_has_the_same_gradients():
     shared = Mlp(8, 32, drop=0.1)
-    chain = make_chain(shared, Mlp(8, 32), shared, branch=branch)
+    chain = make_chain(shared, Mlp(8, 32), shared)
     x = torch.randn(2, 9, 8, requires_grad=True)
     dr2net.slice_mlps(chain, 4)
     assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
@@ -165,26 +161,23 @@ def test_parameters_of_functional_call_are_those_of_forward(reversible):
     assert difference(*found) < BOUND
 
 
-@BRANCHES
 @pytest.mark.parametrize("reversible", [False, True])
-def test_parameters_changed_before_backward_are_an_error(reversible, branch):
-    chain = make_chain(Mlp(8, 32), branch=branch)
+def test_parameters_changed_before_backward_are_an_error(reversible):
+    chain = make_chain(Mlp(8, 32))
     dr2net.slice_mlps(chain, 4)
     chain.reversible = reversible
     loss = chain(torch.randn(2, 9, 8)).sum()
     with torch.no_grad():
         chain[0]["mlp"].fc1.weight.mul_(2)
         chain[0]["mlp"].fc2.weight.mul_(2)
-    by_autograd = branch is whole_coupling and not reversible
-    message = "modified by an inplace" if by_autograd else "changed between forward and backward"
+    message = "changed between forward and backward" if reversible else "modified by an inplace"
     with pytest.raises(RuntimeError, match=message):
         loss.backward()
 
 
-@BRANCHES
 @pytest.mark.parametrize("reversible", [False, True])
-def test_unused_parameters_get_no_gradient(reversible, branch):
-    chain = make_chain(Mlp(8, 32), branch=branch)
+def test_unused_parameters_get_no_gradient(reversible):
+    chain = make_chain(Mlp(8, 32))
     chain[0]["mlp"].spare = nn.Parameter(torch.ones(8))
     chain.reversible = reversible
     dr2net.slice_mlps(chain, 4)
@@ -261,11 +254,10 @@ class Quantised(nn.Linear):
         return super().forward(x)
 
 
-@BRANCHES
-def test_frozen_parameters_are_left_as_they_are(branch):
+def test_frozen_parameters_are_left_as_they_are():
     mlp = Mlp(8, 8)
     mlp.fc1 = Quantised(8, 8).requires_grad_(False)
-    chain, x = make_chain(mlp, branch=branch), torch.randn(2, 9, 8, requires_grad=True)
+    chain, x = make_chain(mlp), torch.randn(2, 9, 8, requires_grad=True)
     dr2net.slice_mlps(chain, 4)
     assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
 
@@ -339,31 +331,36 @@ def test_fewer_tokens_run_in_one_call_of_forward_and_one_of_recomputation(shape)
     assert len(rows_seen(chain[0], lambda: gradients(chain, x))) == 2
 
 
-@pytest.mark.parametrize(("branch", "more"), [(whole_coupling, []), (beside_others, [4, 3, 3])])
-def test_only_beside_others_is_the_first_layer_computed_once_more(branch, more):
-    chain, x = make_chain(Mlp(8, 32), branch=branch), torch.randn(1, 10, 8, requires_grad=True)
+def test_no_layer_is_computed_more_often_than_without_slices():
+    chain, x = make_chain(Mlp(8, 32)), torch.randn(1, 10, 8, requires_grad=True)
     dr2net.slice_mlps(chain, 4)
     seen = rows_seen(chain[0], lambda: chain(x).sum().backward())
-    assert seen == [4, 3, 3, *more, 3, 3, 4]
+    assert seen == [4, 3, 3, 3, 3, 4]
     with torch.no_grad():
         assert rows_seen(chain[0], lambda: chain(x)) == [4, 3, 3]
 
 
-@BRANCHES
-def test_inference_runs_mlps_whole(branch):
-    chain, x = make_chain(Mlp(8, 32), branch=branch), torch.randn(1, 10, 8)
+def test_inference_runs_mlps_whole():
+    chain, x = make_chain(Mlp(8, 32)), torch.randn(1, 10, 8)
     whole = chain.eval()(x)
     dr2net.slice_mlps(chain, 4)
-    assert rows_seen(chain[0], lambda: chain(x)) == [10]
-    assert torch.equal(chain(x), whole)
+    with torch.no_grad():
+        assert rows_seen(chain[0], lambda: chain(x)) == [10]
+        assert torch.equal(chain(x), whole)
 
 
-@BRANCHES
+def test_a_network_in_eval_mode_with_gradients_on_runs_in_slices():
+    chain, x = make_chain(Mlp(8, 32)).eval(), torch.randn(1, 10, 8, requires_grad=True)
+    dr2net.slice_mlps(chain, 4)
+    assert rows_seen(chain[0], lambda: chain(x)) == [4, 3, 3]
+    assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+
+
 @pytest.mark.parametrize("reversible", [True, False])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_around_a_chain_changes_nothing(branch, reversible, reentrant):
+def test_a_checkpoint_around_a_chain_changes_nothing(reversible, reentrant):
     # A reentrant one runs forward without gradients: slices, and their dropout, are the same.
-    chain = make_chain(Mlp(8, 32, drop=0.5), Mlp(8, 32, drop=0.5), branch=branch)
+    chain = make_chain(Mlp(8, 32, drop=0.5), Mlp(8, 32, drop=0.5))
     chain.reversible = reversible
     dr2net.slice_mlps(chain, 4)
     found = []
@@ -418,11 +415,10 @@ def peak_of_a_step(chain, x):
     return counted.peak
 
 
-@BRANCHES
-def test_the_peak_of_memory_falls(branch):
+def test_the_peak_of_memory_falls():
     # Width 64, hidden 256, 4,096 tokens in slices of 256. Whole, hidden activations (before and
     # after GELU, and their gradients) are 4 MB each, and the streams 1 MB.
-    chain = make_chain(Mlp(64, 256), Mlp(64, 256), branch=branch)
+    chain = make_chain(Mlp(64, 256), Mlp(64, 256))
     x = torch.randn(1, 4096, 64)
     whole = peak_of_a_step(chain, x)
     dr2net.slice_mlps(chain, 256)
@@ -488,23 +484,16 @@ def test_known_mlps_are_sliced(name):
     assert difference(found, gradients(chain, x)) < BOUND
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_known_mlps_are_sliced_beside_others(name):
-    mlp, x = KNOWN[name](), torch.randn(1, 10, 8, requires_grad=True)
-    chain = make_chain(mlp, branch=beside_others)
-    if name in BRANCH_OF:  # which are more than an MLP, or less
-        with pytest.raises(ValueError, match="no MLP that can be sliced"):
-            dr2net.slice_mlps(chain, 4)
-        return
-    dr2net.slice_mlps(chain, 4)
-    assert rows_seen(mlp, lambda: chain(x)) == [4, 3, 3]
-    assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+def test_an_mlp_beside_other_things_stays_whole():
+    chain = make_chain(Mlp(8, 32), branch=beside_others)
+    with pytest.raises(ValueError, match="no MLP that can be sliced.* in modules of their own"):
+        dr2net.slice_mlps(chain, 4)
 
 
 def test_every_known_class_is_tested():
     found = {type(make()) for make in KNOWN.values()}
     paths = {f"{kind.__module__}.{kind.__qualname__}" for kind in found}
-    assert paths == set(MLPS_IN_BRANCHES) > set(MLPS)
+    assert paths == MLPS
 
 
 class Derived(Mlp):
@@ -529,10 +518,9 @@ def test_others_are_refused_and_stay_as_they_are(mlp):
         ValueError, match=rf"Known are mmaction.*timm.*found were .*{type(mlp).__name__}"
     ):
         dr2net.slice_mlps(chain, 4)
-    assert not hasattr(mlp, "slice_tokens")
+    assert chain.slicer is None
     chain.add_module("1", block(Mlp(8)))
     dr2net.slice_mlps(chain, 4)
-    assert not hasattr(mlp, "slice_tokens")
     x = torch.randn(1, 10, 8)
     assert rows_seen(chain[1]["mlp"], lambda: chain[1:](x)) == [4, 3, 3]
 
@@ -588,11 +576,6 @@ def test_other_sizes_replace_the_former():
     dr2net.slice_mlps(model, 9)
     assert rows_seen(model.blocks[0].mlp, lambda: model(torch.randn(IMAGES))) == [9, 9, 8, 8]
     assert "slice_tokens=9" in repr(model)
-    chain = make_chain(Mlp(8), branch=beside_others)
-    for tokens in (5, 3):
-        dr2net.slice_mlps(chain, tokens)
-    assert type(chain[0]["mlp"]).__mro__[1] is Mlp
-    assert rows_seen(chain[0]["mlp"], lambda: chain(torch.randn(1, 10, 8))) == [3, 3, 2, 2]
 
 
 def test_reverting_undoes_it():
@@ -607,20 +590,9 @@ def test_copies_are_sliced_on_their_own(copied):
     twin = copied(model)
     assert_same_bits(gradients(twin, x), gradients(model, x))
     dr2net.slice_mlps(model, None)
-    assert twin.blocks.slice_tokens == 5
+    assert twin.blocks.slicer.tokens == 5
     assert rows_seen(twin.blocks[0].mlp, lambda: twin(x))[:2] == [5, 5]
     assert rows_seen(model.blocks[0].mlp, lambda: model(x)) == [17]
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_beside_others_have_weights_of_their_own(copied):
-    chain = make_chain(Mlp(32, 128), branch=beside_others)
-    dr2net.slice_mlps(chain, 5)
-    twin, inputs = copied(chain), torch.randn(2, 1, 17, 32)
-    with torch.no_grad():
-        twin[0]["mlp"].fc1.weight.zero_()
-    assert torch.equal(*map(twin[0]["mlp"], inputs))  # nothing depends on its input any more
-    assert not torch.equal(*map(chain[0]["mlp"], inputs))
 
 
 # Elsewhere
@@ -632,7 +604,8 @@ def test_it_is_exported_whole_without_checkpoints(alpha, beta):
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: batch}})
     other = torch.randn(5, *IMAGES[1:])
-    assert torch.equal(program.module()(other), model(other))
+    with torch.no_grad():
+        assert torch.equal(program.module()(other), model(other))
     assert "checkpoint" not in str(program.graph)
 
 

@@ -8,15 +8,19 @@ family is converted, so that its library need not be installed.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from ..arithmetic import check_arithmetic, check_coefficients
+from ..block_hooks import refuse_sharded
 from ..chain import ReversibleChain
-from ..distributed import refuse_sharded
+from ..coefficients import DEFAULT_BETA, alpha_on_the_line, check_coefficients, is_on_the_line
+from ..kernels.arithmetic import check_arithmetic
 from .subclass import restore_methods
 
 __all__ = [
@@ -73,10 +77,11 @@ def register_adapter(network: type[nn.Module]) -> Callable[[Adapter], Adapter]:
 
 def convert(
     model: Model,
-    alpha: float = 1.0,
-    beta: float = 0.1,
+    alpha: float | None = None,
+    beta: float = DEFAULT_BETA,
     arithmetic: str = "exact",
     keep: Collection[str] = (),
+    on_mismatch: str = "raise",
     **options: Any,
 ) -> Model:
     """Makes a pretrained network a Dr²Net, in place, and returns it.
@@ -87,12 +92,16 @@ def convert(
         model: a network of a supported family, or one that contains such networks (a recognizer
             around a backbone).
         alpha, beta: the coefficients to start from; (1, 0) is the pretrained network, bit for bit.
+            α is 1 − β unless it is given: on that line streams do not grow, and at a small β the
+            network stays near the pretrained one.
         arithmetic: ``"exact"`` (gradients are those of stored activations, bit for bit),
-            ``"exact64"`` (the same in 64-bit words, for activations beyond 1024) or ``"float"``
-            (as in the paper).
+            ``"exact64"`` (the same in 64-bit words, whatever the activations) or ``"float"`` (as
+            in the paper).
         keep: names of modules whose activations are stored, not rebuilt: more memory, less time,
             the same gradients. A block (``"blocks.11"``), a chain, or what contains chains
             (``"layers.0"``). ``dr2net.plan`` finds those that a memory budget allows.
+        on_mismatch: ``"raise"`` or ``"warn"`` where backward finds that a module did not repeat
+            what it computed in forward.
         options: options of the family's adapter, such as ``fused_attention=True`` for mmaction2's
             ViT.
 
@@ -107,8 +116,11 @@ def convert(
             "change α and β."
         )
     refuse_sharded(model.modules(), "convert the model first, then shard it.")
-    check_coefficients(alpha, beta)
+    check_coefficients(alpha_on_the_line(beta) if alpha is None else alpha, beta)
+    alpha = alpha_on_the_line(beta) if alpha is None else alpha
     check_arithmetic(arithmetic)
+    if on_mismatch not in ("raise", "warn"):
+        raise ValueError(f"on_mismatch={on_mismatch!r} is unknown: use 'raise' or 'warn'.")
     networks = [module for module in model.modules() if _find_adapter(type(module))]
     if not networks:
         raise TypeError(_describe_unsupported(model))
@@ -120,7 +132,9 @@ def convert(
             adapter(network, **options)
         for name, chain in _named_chains(model):
             chain.name = name or "chain"
+            chain.owner = (model.get_submodule(name.rpartition(".")[0]),) if name else ()
             chain.arithmetic = arithmetic
+            chain.guard.on_mismatch = on_mismatch
             chain.set_coefficients(alpha, beta)
         set_reversible(model, True, keep)
     except BaseException:
@@ -129,25 +143,62 @@ def convert(
     return model
 
 
-def revert(model: Model) -> Model:
-    """Gives a converted network back its own classes, in place, and returns it.
+def revert(model: Model, *inputs: Any, **named_inputs: Any) -> Model:
+    """Gives a converted network back its own classes and its own state_dict, in place.
 
-    Undoes ``convert``: for a network at (α, β) = (1, 0), which computes what the original does. It
-    returns what stands in a chain's place if ``model`` is itself a chain.
+    Undoes ``convert``, to ship a network that was finetuned on the line α + β = 1: its weights then
+    serve the plain network. From any other point of the line than (1, 0) the function changes; this
+    is said, with the distance on an example input if there is one.
+
+    Args:
+        model: a converted network.
+        inputs, named_inputs: what it is called with, to measure the change.
+
+    Returns:
+        The network, or, if ``model`` is itself a chain, what stands in its place.
 
     Raises:
-        ValueError: the network has no chains, or other coefficients; under these its weights only
-            make sense with the second residual, and it is exported or shipped converted.
+        ValueError: the network has no chains, or is off the line: under such coefficients its
+            weights only make sense with the second residual.
     """
-    coefficients = get_coefficients(model)
-    if coefficients != (1.0, 0.0):
+    alpha, beta = get_coefficients(model)
+    if not is_on_the_line(alpha, beta):
         raise ValueError(
-            f"A network at (alpha, beta) = {coefficients} is another function than the original "
-            "with the same weights. Ship it converted (torch.export and ONNX take it), or revert "
-            "one that dr2net.set_coefficients(model, 1, 0) leaves useful."
+            f"A network at (alpha, beta) = {(alpha, beta)} is another function than the original "
+            "with the same weights. Ship it converted (torch.export and ONNX take it), finetune it "
+            "on the line alpha = 1 - beta, or revert one that dr2net.set_coefficients(model, 1, 0) "
+            "leaves useful."
         )
     refuse_sharded(model.modules(), "load its weights into a model that is not, and revert that.")
-    return _restore(model)
+    measured = beta > 0 and (inputs or named_inputs)
+    before = _outputs(model, inputs, named_inputs) if measured else []
+    plain = _restore(model)
+    if beta > 0:
+        change = "its function changes a little at a small beta, a lot at a large one"
+        if measured:
+            after = _outputs(plain, inputs, named_inputs)
+            distance = max(
+                float((a - b).norm() / a.norm()) for a, b in zip(before, after, strict=True)
+            )
+            change = f"its outputs on these inputs change by {distance:.3g} of their norm"
+        warnings.warn(
+            f"This {type(plain).__name__} left (alpha, beta) = ({alpha:g}, {beta:g}) for the plain "
+            f"network: {change}. Validate it before you ship it.",
+            stacklevel=2,
+        )
+    return plain
+
+
+def _outputs(model: nn.Module, inputs: tuple, named_inputs: dict[str, Any]) -> list[Tensor]:
+    """The floating-point tensors that the network returns in eval mode, in float64."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            found = tree_leaves(model.eval()(*inputs, **named_inputs))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return [t.double() for t in found if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def _restore(model: Model) -> Model:
@@ -171,7 +222,7 @@ def chains(model: nn.Module) -> list[ReversibleChain]:
 
 
 def set_coefficients(model: nn.Module, alpha: float, beta: float) -> None:
-    """Sets (α, β) of every chain; β is rounded to a multiple of 2^-16.
+    """Sets (α, β) of every chain, both rounded to a multiple of 2^-16.
 
     Raises:
         ValueError: the network has no chains, α is not in [0, 1], or β neither 0 nor in

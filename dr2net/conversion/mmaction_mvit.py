@@ -15,7 +15,7 @@ import torch
 from mmaction.models.backbones.mvit import MultiScaleBlock, MViT, resize_pos_embed
 from torch import Tensor, nn
 
-from ..chain import residual
+from ..branches import residual
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods

@@ -19,7 +19,7 @@ from mmaction.models.backbones.swin import (
 )
 from torch import Tensor
 
-from ..chain import residual
+from ..branches import residual
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods

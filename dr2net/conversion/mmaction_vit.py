@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from mmaction.models.backbones.vit_mae import Attention, VisionTransformer
 from torch import Tensor
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 

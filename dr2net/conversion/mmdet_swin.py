@@ -12,7 +12,7 @@ from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models.backbones.swin import SwinBlock, SwinBlockSequence, SwinTransformer
 from torch import Tensor
 
-from ..chain import residual
+from ..branches import residual
 from . import register_adapter
 from .openmmlab_chain import OpenMMLabChain
 from .subclass import replace_methods

@@ -12,7 +12,8 @@ import torch
 from timm.models.beit import Beit, Block
 from torch import Tensor
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates

@@ -12,7 +12,8 @@ from typing import Any
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock, ConvNeXtStage
 from torch import Tensor, nn
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, forward

@@ -13,7 +13,8 @@ from typing import Any
 from timm.models.eva import Eva, EvaBlock, EvaBlockPostNorm
 from torch import Tensor
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, intermediates

@@ -93,6 +93,8 @@ def forward_intermediates(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> An
 def _without_checkpointing(model: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     """Runs timm's own method, which with checkpointing would call blocks one by one."""
     enabled = model.grad_checkpointing
+    for name in STAGES:
+        getattr(model, name).checkpoints = enabled  # which chains heed
     if enabled:
         model.grad_checkpointing = False
     try:

@@ -15,7 +15,8 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 from .timm_shared import check_blocks, forward

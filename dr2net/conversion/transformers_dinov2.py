@@ -13,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Encoder, Dinov2Layer, Dinov2Model
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers

@@ -14,7 +14,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vit.modeling_vit import ViTLayer, ViTModel
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 
-from ..chain import ReversibleChain, residual
+from ..branches import residual
+from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
 from .transformers_layers import forget_recording, require_layers, run_layers

@@ -1,7 +1,7 @@
-"""Stream arithmetic in single passes over GPU memory, the same bits as ``arithmetic.py`` gives.
+"""Stream arithmetic: in PyTorch's operations, and in single passes over GPU memory.
 
-PyTorch's own operations, which serve everywhere else and are the reference, go over the streams
-some twenty times per coupling.
+``arithmetic.py`` serves everywhere and is the reference; it goes over the streams some twenty times
+per coupling. ``fused.py`` gives the same bits by Triton.
 """
 
 from __future__ import annotations
@@ -15,53 +15,61 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..arithmetic import Arithmetic, ExactArithmetic, round_beta
+from .arithmetic import ExactArithmetic
 
 __all__ = ["gives_reference_bits", "kernels_for"]
 
 
-def kernels_for(arithmetic: Arithmetic, stream: Tensor, *values: Tensor) -> ModuleType | None:
-    """Returns ``kernels.coupling`` where it can take these tensors, else None.
+def kernels_for(
+    arithmetic: ExactArithmetic, stream: Tensor, value_dtype: torch.dtype
+) -> ModuleType | None:
+    """Returns ``kernels.fused`` where it can take a stream on a GPU, else None, which is said once.
 
-    It takes exact arithmetic on a GPU for which Triton is installed, as it is with PyTorch's own
-    builds; streams whose number of elements is a multiple of 8, so that bytes of remainders fall
-    together; and values of at most 32 bits.
+    It needs Triton, which comes with PyTorch's own builds; streams whose number of elements is a
+    multiple of 8, so that bytes of remainders fall together; and values of at most 32 bits.
     """
-    fits = (
-        isinstance(arithmetic, ExactArithmetic)
-        and stream.device.type == "cuda"
-        and stream.numel() > 0
-        and stream.numel() % 8 == 0
-        and torch.float64 not in (arithmetic.dtype, *(value.dtype for value in values))
-    )
-    if not fits:
+    if stream.numel() == 0 or torch.float64 in (arithmetic.dtype, value_dtype):
         return None
-    dtypes = [value.dtype for value in values]
-    return _kernels_of(stream.device, arithmetic.dtype, *dtypes or [arithmetic.dtype])
+    if stream.numel() % 8:
+        _say("a stream's number of elements is no multiple of 8")
+        return None
+    return _kernels_of(stream.device, arithmetic.dtype, value_dtype)
 
 
 @cache
 def _kernels_of(
     device: torch.device, dtype: torch.dtype, output_dtype: torch.dtype
 ) -> ModuleType | None:
-    """The kernels, once they have given the reference's bits on ``device`` with such tensors."""
+    """The kernels, once they have given the reference's bits on ``device`` with such tensors.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left to try them; nothing is concluded.
+    """
     if find_spec("triton") is None:
+        _say("Triton is not installed")
         return None
     try:
-        kernels = import_module(".coupling", __name__)
+        kernels = import_module(".fused", __name__)
         good = gives_reference_bits(kernels, device, dtype, output_dtype)
         reason = "they give other bits"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # Triton's compilers raise whatever they please
         good = False
         reason = f"{type(error).__name__}: {error}"
     if good:
         return kernels
+    _say(f"on {device}: {reason}")
+    return None
+
+
+@cache
+def _say(reason: str) -> None:
     warnings.warn(
-        f"dr2net's Triton kernels do not serve on {device} ({reason}): PyTorch's operations take "
-        "their place, with the same results in more time.",
+        f"dr2net's Triton kernels do not serve ({reason}): PyTorch's operations take their place, "
+        "with the same results in more time.",
         stacklevel=2,
     )
-    return None
 
 
 def gives_reference_bits(
@@ -75,13 +83,13 @@ def gives_reference_bits(
     """
     values = torch.linspace(-30, 30, 8 * 1001, device=device, dtype=torch.float32)
     for word in (torch.int32, torch.int64):
-        for beta in (0.01, 0.1, 1.0):
-            arithmetic = ExactArithmetic(round_beta(beta), dtype, word)
+        for beta in (655 / 65536, 0.125, 1.0):
+            arithmetic = ExactArithmetic(beta, dtype, word)
             x, y = arithmetic.encode(values), arithmetic.encode(values.flip(0))
             g = values.sin().to(output_dtype)
             scaled, remainder = arithmetic.scale(x)
             expected = [arithmetic.add(y, g), scaled, remainder]
-            found = kernels.advance(arithmetic, x, y, g, True)[:3]
+            found: tuple = kernels.advance(arithmetic, x, y, g, True)[:3]
             expected += [x, arithmetic.decode(x), y]
             found += (
                 *kernels.rebuild(arithmetic, *found[1:]),

@@ -7,8 +7,9 @@ from typing import Any
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..coefficients import DEFAULT_BETA
 from ..conversion import convert, set_reversible
-from ..slicing import slice_mlps
+from ..conversion.mlps import slice_mlps
 
 __all__ = ["Dr2NetBackbone"]
 
@@ -19,8 +20,8 @@ __all__ = ["Dr2NetBackbone"]
 @MODELS.register_module()
 def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
     backbone: dict[str, Any],
-    alpha: float = 1.0,
-    beta: float = 0.1,
+    alpha: float | None = None,
+    beta: float = DEFAULT_BETA,
     arithmetic: str = "exact",
     reversible: bool = True,
     mlp_tokens: int | None = None,
@@ -30,11 +31,12 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
 
     Args:
         backbone: config of a registered backbone of a supported family.
-        alpha, beta, arithmetic: as in ``dr2net.convert``. (1, 0) is the backbone itself.
+        alpha, beta, arithmetic: as in ``dr2net.convert``: α is 1 − β unless it is given. (1, 0) is
+            the backbone itself.
         reversible: False stores activations, with the same equations and gradients.
         mlp_tokens: MLPs train over slices of so many tokens, of all samples together:
             ``dr2net.slice_mlps``.
-        options: ``keep``, as in ``dr2net.convert``, and options of the family's adapter, such as
+        options: ``keep`` and ``on_mismatch``, as in ``dr2net.convert``, and options of the family's adapter, such as
             ``fused_attention=True``.
     """
     model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)

@@ -11,10 +11,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
-from ..conversion import chains, get_coefficients, set_coefficients
-from ..replay import undisturbed
+from ..conversion import chains, require_chains, set_coefficients
+from ..guard import skipped_steps
 from ..schedule import CoefficientSchedule
-from ..verification import verify_step
+from ..verification import undisturbed, verify_step
 
 __all__ = ["CoefficientScheduleHook", "ValidateResumedHook", "VerificationHook"]
 
@@ -22,6 +22,9 @@ __all__ = ["CoefficientScheduleHook", "ValidateResumedHook", "VerificationHook"]
 @HOOKS.register_module()
 class CoefficientScheduleHook(Hook):
     """Drives ``CoefficientSchedule`` by epoch or iteration, and logs α and β beside the losses.
+
+    Without arguments it holds the default point of the line α = 1 − β. Steps that were skipped, as
+    a gradient was not finite, are counted in the log as ``skipped_steps``. It waits for no device.
 
     The coefficients follow from the epoch or iteration alone, so a resumed run goes on as an
     unbroken one. With ``EMAHook``, the averaged model gets the coefficients of the trained one.
@@ -33,34 +36,54 @@ class CoefficientScheduleHook(Hook):
 
     def __init__(self, by_epoch: bool = True, **schedule: Any) -> None:
         for name in ("alpha", "beta"):  # lists in configs that come from JSON or the command line
-            if name in schedule:
+            if isinstance(schedule.get(name), list):
                 schedule[name] = tuple(schedule[name])
         self.by_epoch = by_epoch
         self.schedule = CoefficientSchedule(**schedule)
 
     def before_train(self, runner: Runner) -> None:
-        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+        if (
+            self.by_epoch
+            and self.schedule.at(self.schedule.begin) != self.schedule.at(self.schedule.end)
+            and isinstance(runner.train_loop, IterBasedTrainLoop)
+        ):
             raise ValueError(
                 "CoefficientScheduleHook counts epochs, and an IterBasedTrainLoop has none, so "
                 "that α and β would never move: give it by_epoch=False, and end in iterations."
             )
+        self._chains = require_chains(runner.model)
+        averaged = (hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))
+        self._all = [*self._chains, *(chain for model in averaged for chain in chains(model))]
+        self._apply(runner.epoch if self.by_epoch else runner.iter)
+        self._scale: float | None = None
+        self._by_scaler = 0
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.by_epoch:
-            self._apply(runner, runner.epoch)
+            self._apply(runner.epoch)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if not self.by_epoch:
-            self._apply(runner, runner.iter)
-        alpha, beta = get_coefficients(runner.model)
+            self._apply(runner.iter)
+        alpha, beta = self._chains[0].coefficients_in_use()
         runner.message_hub.update_scalar("train/alpha", alpha)
         runner.message_hub.update_scalar("train/beta", beta)
 
-    def _apply(self, runner: Runner, step: int) -> None:
-        self.schedule.apply(runner.model, step)
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                set_coefficients(hook.ema_model, *self.schedule.at(step))
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
+        if scaler is not None:
+            scale = scaler.get_scale()
+            self._by_scaler += self._scale is not None and scale < self._scale
+            self._scale = scale
+        skipped = skipped_steps[0] + self._by_scaler
+        if skipped:
+            runner.message_hub.update_scalar("train/skipped_steps", skipped)
+
+    def _apply(self, step: int) -> None:
+        for chain in self._all:
+            chain.set_coefficients(*self.schedule.at(step))
 
 
 @HOOKS.register_module()
@@ -89,7 +112,7 @@ class VerificationHook(Hook):
             return
         network = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not any(chain.rebuilds() for chain in chains(network)):
-            return  # at β = 0, or frozen
+            return  # at β = 0
         with undisturbed(network):  # blending and augmentation draw random numbers
             data = network.data_preprocessor(deepcopy(data_batch), training=True)
 

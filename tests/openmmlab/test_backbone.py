@@ -195,7 +195,7 @@ def test_mlps_run_over_slices_of_tokens(backbone, mlp, shape):
     shorter = -sum(rows) % 7  # the fewest slices, as even as can be
     assert rows == [7] * (len(rows) - shorter) + [6] * shorter
     (chain, *_) = dr2net.chains(build(BACKBONES[backbone]))
-    assert chain.slice_tokens is None
+    assert chain.slicer is None
 
 
 def test_an_unknown_option_is_refused():

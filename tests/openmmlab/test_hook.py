@@ -18,6 +18,7 @@ import dr2net.openmmlab  # registers the hook
 from tests.toy import make_chain
 
 TRAINING = None  # the loop, unless it is that of epochs
+PAPER = {"alpha": (1.0, 0.0), "beta": (0.1, 1.0)}
 
 
 class Net(BaseModel):
@@ -50,7 +51,7 @@ def run(
         optim_wrapper={"type": "AmpOptimWrapper", "dtype": "bfloat16", "optimizer": optimizer}
         if amp
         else {"optimizer": optimizer},
-        custom_hooks=[{"type": "CoefficientScheduleHook", **(hook or {"end": 4})}, *hooks],
+        custom_hooks=[{"type": "CoefficientScheduleHook", **PAPER, **(hook or {"end": 4})}, *hooks],
         default_hooks={"logger": {"type": "LoggerHook", "interval": 1}},
         # mmengine keeps visualizers by experiment, whose name has a resolution of 1 s.
         experiment_name=uuid.uuid4().hex,
@@ -130,6 +131,21 @@ def test_epochs_are_not_counted_where_there_are_none(tmp_path, monkeypatch):
         run(tmp_path, 1)
     runner = run(tmp_path, 1, hook={"by_epoch": False, "end": 4})
     assert dr2net.get_coefficients(runner.model) == (0, pytest.approx(0.55, abs=1e-4))
+
+
+def test_without_arguments_it_holds_a_point_of_the_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.openmmlab.test_hook.PAPER", {})
+    runner = run(tmp_path, 2, hook={"by_epoch": True})
+    entries = [entry for entry in logged(tmp_path) if "loss" in entry]
+    assert {(entry["alpha"], entry["beta"]) for entry in entries} == {(0.875, 0.125)}
+    assert dr2net.get_coefficients(runner.model) == (0.875, 0.125)
+    assert all("skipped_steps" not in entry for entry in entries)
+
+
+def test_skipped_steps_are_counted_in_the_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("dr2net.openmmlab.hook.skipped_steps", [3])
+    run(tmp_path, 1)
+    assert [e["skipped_steps"] for e in logged(tmp_path) if "loss" in e] == [3, 3, 3, 3]
 
 
 def test_lists_are_taken_for_pairs(tmp_path):

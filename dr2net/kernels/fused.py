@@ -1,8 +1,9 @@
-"""Triton kernels of one coupling in exact arithmetic: see ``arithmetic.ExactArithmetic``.
+"""Triton kernels of the moves on streams: see ``arithmetic.ExactArithmetic``.
 
 A stream is taken as 8 rows of a matrix, element p · columns + j at (p, j). A program works on some
-columns: in all of ``_pack``'s fields of 1, 2, 4 or 8 bits, the bytes that these columns' remainders
-go to are this program's alone.
+columns: in all of ``pack``'s fields of 1, 2, 4 or 8 bits, the bytes that these columns' remainders
+go to are this program's alone. It reads each element before it writes it, so that results may be
+written over streams.
 """
 
 from __future__ import annotations
@@ -12,55 +13,66 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..arithmetic import BETA_BITS, BETA_ONE, ExactArithmetic, laid_out_like
+from ..coefficients import COEFFICIENT_BITS, COEFFICIENT_ONE
+from .arithmetic import ExactArithmetic, laid_out_like
 
-__all__ = ["advance", "rebuild", "subtract"]
+__all__ = ["advance", "new_peaks", "rebuild", "subtract"]
 
 COLUMNS = 256  # that a program takes: 2,048 elements
 
-_BETA_BITS: tl.constexpr = tl.constexpr(BETA_BITS)
-_LOW: tl.constexpr = tl.constexpr(BETA_ONE - 1)
+_BETA_BITS: tl.constexpr = tl.constexpr(COEFFICIENT_BITS)
+_LOW: tl.constexpr = tl.constexpr(COEFFICIENT_ONE - 1)
+
+
+def new_peaks(count: int, device: torch.device) -> Tensor:
+    """Room for the peaks of ``count`` moves: bits of floats, ordered like them, NaN above all."""
+    return torch.zeros(count, 2, dtype=torch.int32, device=device)
 
 
 def advance(
-    arithmetic: ExactArithmetic, x: Tensor, y: Tensor, g: Tensor, keep_remainder: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    """A coupling's way forward: ``scale``, ``add``, ``decode`` and both peaks.
+    arithmetic: ExactArithmetic,
+    x: Tensor,
+    y: Tensor,
+    g: Tensor,
+    keep_remainder: bool,
+    peaks: Tensor | None = None,
+    into: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """A coupling's way forward: ``scale``, ``add`` and ``decode``.
 
     Args:
         x, y: streams, of the arithmetic's word.
         g: the module's output, of their shape, in float16, bfloat16 or float32.
         keep_remainder: whether the way back is to be possible.
+        peaks: a row of ``new_peaks``, for the largest |g| and |x'|.
+        into: what x' and y' may be written over.
 
     Returns:
-        The streams x' and y', the packed remainder (or None), x' as modules see it, and the largest
-        |g| and |x'| as 0-d float64 tensors, NaN if there is one.
+        The streams x' and y', the packed remainder (or None), and x' as modules see it.
     """
     bits = arithmetic.remainder_bits
-    new_x = torch.empty_like(x)
-    new_y = torch.empty_like(x) if bits else x
+    new_x = torch.empty_like(x) if into[0] is None else into[0]
+    new_y = x if not bits else torch.empty_like(x) if into[1] is None else into[1]
     decoded = torch.empty_like(x, dtype=arithmetic.dtype)
     columns = x.numel() // 8
     keeps = bool(bits and keep_remainder)
     packed = torch.empty(bits * columns if keeps else 0, dtype=torch.uint8, device=x.device)
-    # Bits of the floats, which are ordered like them, with NaN above all.
-    peaks = torch.zeros(2, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
         _advance[_grid(columns)](
-            x, y, laid_out_like(x, g), new_x, new_y, packed, decoded, peaks,
+            x, y, laid_out_like(x, g), new_x, new_y, packed, decoded,
+            new_peaks(1, x.device) if peaks is None else peaks,
             columns, arithmetic.numerator,
             arithmetic.one, bits, keeps, COLUMNS,
         )  # fmt: skip
-    output_peak, stream_peak = peaks.view(torch.float32).double().unbind()
-    return new_x, new_y, packed if keeps else None, decoded, output_peak, stream_peak
+    return new_x, new_y, packed if keeps else None, decoded
 
 
 def rebuild(
-    arithmetic: ExactArithmetic, y: Tensor, remainder: Tensor | None
+    arithmetic: ExactArithmetic, y: Tensor, remainder: Tensor | None, into: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """``unscale`` and ``decode``: returns the stream x, and x as modules see it."""
     bits = arithmetic.remainder_bits
-    x = torch.empty_like(y) if bits else y
+    x = y if not bits else torch.empty_like(y) if into is None else into
     decoded = torch.empty_like(y, dtype=arithmetic.dtype)
     columns = y.numel() // 8
     with torch.cuda.device_of(y):
@@ -72,12 +84,21 @@ def rebuild(
     return x, decoded
 
 
-def subtract(arithmetic: ExactArithmetic, x: Tensor, g: Tensor) -> Tensor:
-    """The stream y = x' − g."""
-    y = torch.empty_like(x)
+def subtract(
+    arithmetic: ExactArithmetic,
+    x: Tensor,
+    g: Tensor,
+    peaks: Tensor | None = None,
+    into: Tensor | None = None,
+) -> Tensor:
+    """The stream y = x' − g; ``peaks`` gets the largest |g|."""
+    y = torch.empty_like(x) if into is None else into
     columns = x.numel() // 8
     with torch.cuda.device_of(x):
-        _subtract[_grid(columns)](x, laid_out_like(x, g), y, columns, arithmetic.one, COLUMNS)
+        _subtract[_grid(columns)](
+            x, laid_out_like(x, g), y, new_peaks(1, x.device) if peaks is None else peaks,
+            columns, arithmetic.one, COLUMNS,
+        )  # fmt: skip
     return y
 
 
@@ -96,6 +117,8 @@ def _advance(
     here = inside[None, :]
     y = tl.load(y_at + at, mask=here, other=0)
     g = tl.load(g_at + at, mask=here, other=0.0).to(tl.float32)
+    if bits > 0:
+        x = tl.load(x_at + at, mask=here, other=0)
     new_x = y + _encoded(g, one, y.dtype)
     tl.store(new_x_at + at, new_x, mask=here)
     decoded = _decoded(new_x, one, decoded_at.dtype.element_ty)
@@ -103,7 +126,6 @@ def _advance(
     _take_peak(peaks_at, g)
     _take_peak(peaks_at + 1, tl.where(here, decoded.to(tl.float32), 0.0))
     if bits > 0:
-        x = tl.load(x_at + at, mask=here, other=0)
         # x = high · 2^16 + low, and low · n < 2^32.
         low = (x & _LOW).to(tl.uint32) * numerator.to(tl.uint32)
         new_y = (x >> _BETA_BITS) * numerator + (low >> _BETA_BITS).to(x.dtype)
@@ -154,13 +176,14 @@ def _rebuild(
 
 
 @triton.jit
-def _subtract(x_at, g_at, y_at, columns, one: tl.constexpr, block: tl.constexpr):
+def _subtract(x_at, g_at, y_at, peaks_at, columns, one: tl.constexpr, block: tl.constexpr):
     column, inside = _own_columns(columns, block)
     at = tl.arange(0, 8).to(tl.int64)[:, None] * columns + column[None, :]
     here = inside[None, :]
     x = tl.load(x_at + at, mask=here, other=0)
     g = tl.load(g_at + at, mask=here, other=0.0).to(tl.float32)
     tl.store(y_at + at, x - _encoded(g, one, x.dtype), mask=here)
+    _take_peak(peaks_at, g)
 
 
 @triton.jit

@@ -1,0 +1,117 @@
+"""The modules of blocks as functions of α, and the slices of tokens that some of them can run over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Branch", "ShapeError", "Slices", "Tokenwise", "check_shape", "residual"]
+
+Branch = Callable[..., Tensor]
+"""``branch(block, x, alpha, *args, **kwargs) -> Tensor``: one module G(x; α) of a block."""
+
+
+class ShapeError(ValueError):
+    """A module of a chain returned something else than a tensor of its input's shape."""
+
+
+def check_shape(output: Any, x: Tensor) -> None:
+    """Raises ShapeError unless ``output`` is a tensor of the shape of ``x``."""
+    if isinstance(output, Tensor) and output.shape == x.shape:
+        return
+    given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ShapeError(
+        f"from a stream of shape {tuple(x.shape)} the module made {given}, but modules of a chain "
+        "must keep the shape. End the chain before this one."
+    )
+
+
+@dataclass(frozen=True)
+class Tokenwise:
+    """What ``residual`` was told of a branch: the modules it calls, and what drops samples."""
+
+    parts: tuple[str, ...]
+    drop_path: str | None
+
+
+def residual(
+    branch: Callable[..., Tensor],
+    shortcut_first: bool = True,
+    tokenwise: Sequence[str] = (),
+    drop_path: str | None = None,
+) -> Branch:
+    """Makes G(x; α) = F(x) + α·x of a function ``branch(block, x, *args, **kwargs)`` for F.
+
+    Args:
+        shortcut_first: whether the original network computes x + F(x) or F(x) + x. The sum is laid
+            out in memory like its first term, and kernels further on choose by that how to sum.
+        tokenwise: of a ``branch(block, x)`` that computes each token of x (…, channels) by itself:
+            names, within the block, of all modules that it calls. ``slice_mlps`` can run it over
+            slices of the tokens.
+        drop_path: name of the module that drops whole samples (stochastic depth), if F is what it
+            makes of the output of ``branch``. It draws once for all slices.
+    """
+
+    @wraps(branch)
+    def with_shortcut(
+        block: nn.Module,
+        x: Tensor,
+        alpha: float,
+        *args: Any,
+        _drop_mask: Tensor | None = None,  # of a slice
+        **kwargs: Any,
+    ) -> Tensor:
+        output = branch(block, x) if tokenwise else branch(block, x, *args, **kwargs)
+        if _drop_mask is not None:
+            output = output * _drop_mask.to(output.dtype)
+        elif drop_path is not None:
+            output = block.get_submodule(drop_path)(output)
+        check_shape(output, x)  # before broadcasting could hide a wrong one
+        if alpha == 0:
+            return output
+        if alpha != 1:
+            return torch.add(output, x, alpha=alpha)
+        return x + output if shortcut_first else output + x
+
+    if tokenwise:
+        with_shortcut.tokenwise = Tokenwise(tuple(tokenwise), drop_path)  # type: ignore[attr-defined]
+    return with_shortcut
+
+
+class Slices:
+    """One call over slices of at most ``tokens`` tokens of x, of all samples together.
+
+    The fewest slices, as even as can be; each is of shape (1, tokens, channels) and lies in one
+    piece of memory.
+
+    Args:
+        mask: what samples' outputs are multiplied by, of shape (batch, 1, 1), if some are dropped.
+    """
+
+    def __init__(self, x: Tensor, tokens: int, mask: Tensor | None = None):
+        self.shape, self.mask = x.shape, mask
+        count = x.shape[:-1].numel()
+        slices = -(-count // tokens)
+        self.lengths = [(count + place) // slices for place in range(slices)][::-1]
+
+    def cut(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Slices of a tensor of x's shape."""
+        return tensor.reshape(1, -1, self.shape[-1]).split(self.lengths, dim=1)
+
+    def pairs(self, x: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Slices of x, each with what its output is multiplied by, of shape (1, tokens, 1)."""
+        if self.mask is None:
+            return [(part, None) for part in self.cut(x)]
+        of_tokens = self.mask.expand(-1, sum(self.lengths) // len(self.mask), -1)
+        masks = of_tokens.reshape(1, -1, 1).split(self.lengths, dim=1)
+        return list(zip(self.cut(x), masks, strict=True))
+
+    def join(self, slices: Sequence[Tensor]) -> Tensor:
+        """The tensor of x's shape, but for the channels, that the slices make."""
+        joined = torch.cat(list(slices), dim=1)
+        return joined.reshape(*self.shape[:-1], joined.shape[-1])
