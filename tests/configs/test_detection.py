@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.detectors import CONFIGS, build, small_model
 PATHS = sorted(CONFIGS.glob("*.py"))
 DINO = [f"dino{scales}scale_swin{size}" for scales in (4, 5) for size in "tsbl"]
 NETWORKS = [*DINO, "retinanet_swint"]
+HELD = ["dino4scale_swint", "dino5scale_swinl", "retinanet_swint"]
 MMDETECTION = Path(mmdet.__file__).parent / ".mim/configs"
 # By the last word of a config's name: what METAINFO calls the set.
 SETS = {"coco": "coco", "sodad": "soda-d", "visdrone": "visdrone", "aitod": "ai-tod"}
@@ -50,11 +52,12 @@ def path(request):
     return request.param
 
 
-def test_every_network_is_there_in_four_kinds():
+def test_every_network_is_there_in_its_kinds():
     kinds = ("conventional", "checkpointed", "previous_reversible", "dr2net")
     expected = {f"{kind}_{network}_coco" for kind in kinds for network in NETWORKS}
     small = {f"{kind}_{name}" for kind in ("conventional", "dr2net") for name in SMALL_OBJECTS}
-    assert expected | small == {path.stem for path in PATHS}
+    held = {f"dr2net_held_{network}_coco" for network in HELD}
+    assert expected | small | held == {path.stem for path in PATHS}
 
 
 def test_opens_with_the_commands_that_run_it(path):
@@ -115,6 +118,10 @@ def test_small_version_builds(path):
     converted = path.stem.startswith(("dr2net", "previous"))
     assert dr2net.is_convertible(backbone)
     assert len(dr2net.chains(backbone)) == (4 if converted else 0)
+    if converted:
+        points = {"dr2net": (1, 0.1), "dr2net_held": (0.875, 0.125), "previous_reversible": (0, 1)}
+        expected = points[re.match("(.*?)_(dino|retinanet)", path.stem)[1]]
+        assert dr2net.get_coefficients(backbone) == pytest.approx(expected, abs=2**-16)
 
 
 @pytest.mark.parametrize("name", ["sodad", "visdrone"])
@@ -138,7 +145,21 @@ def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone(network
     detector_of(found)["backbone"] = wrapper["backbone"]
     schedule = found["default_hooks"].pop("coefficients")
     assert schedule.pop("type") == "CoefficientScheduleHook"
-    assert CoefficientScheduleHook(**schedule).schedule.at(0) == (1.0, 0.1)
+    moving = CoefficientScheduleHook(**schedule).schedule
+    assert (moving.at(0), moving.at(moving.end)) == ((1.0, 0.1), (0.0, 1.0))
+    assert found == read("conventional", network).to_dict()
+
+
+@pytest.mark.parametrize("network", HELD)
+def test_held_differs_from_conventional_in_backbone_and_hook_alone(network):
+    found = read("dr2net_held", network).to_dict()
+    wrapper = found["model"]["backbone"]
+    found["model"]["backbone"] = wrapper.pop("backbone")
+    assert wrapper == {"type": "Dr2NetBackbone"}
+    held = found["default_hooks"].pop("coefficients")
+    assert held.pop("type") == "CoefficientScheduleHook"
+    at = CoefficientScheduleHook(**held).schedule.at
+    assert at(0) == at(10**6) == (0.875, 0.125)
     assert found == read("conventional", network).to_dict()
 
 

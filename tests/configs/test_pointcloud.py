@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 
 import dr2net
+from dr2net.openmmlab import CoefficientScheduleHook
 from tasks.pointcloud.class_names import CLASSES
 
 CONFIGS = Path(__file__).parents[2] / "configs/pointcloud"
@@ -34,7 +35,7 @@ def read(kind):
 
 
 def test_all_kinds_are_there():
-    kinds = ("conventional", "dr2net", "previous_reversible")
+    kinds = ("conventional", "dr2net", "dr2net_held", "previous_reversible")
     assert {f"{kind}_pix4point_s3dis" for kind in kinds} == {path.stem for path in PATHS}
 
 
@@ -79,7 +80,16 @@ def test_backbone_and_head_are_pix4point_s_for_the_classes_of_s3dis(path):
     assert backbone.cls_token.shape == (1, 1, 384)
     assert len(backbone.blocks) == 12
     assert backbone.blocks[11].drop_path1.drop_prob == pytest.approx(0.1)
-    assert len(dr2net.chains(model)) == (0 if path.stem.startswith("conventional") else 1)
+    points = {
+        "conventional": None,
+        "dr2net": (1, 0.1),
+        "dr2net_held": (0.875, 0.125),
+        "previous_reversible": (0, 1),
+    }
+    expected = points[path.stem.removesuffix("_pix4point_s3dis")]
+    assert len(dr2net.chains(model)) == (0 if expected is None else 1)
+    if expected is not None:
+        assert dr2net.get_coefficients(model) == pytest.approx(expected, abs=2**-16)
 
 
 def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone():
@@ -89,7 +99,20 @@ def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone():
     found["model"]["segmentor"]["backbone"] = wrapper["backbone"]
     schedule = found["default_hooks"].pop("coefficients")
     assert (schedule["begin"], schedule["end"], schedule["by_epoch"]) == (0, 20, True)
+    assert (schedule["alpha"], schedule["beta"]) == ((1.0, 0.0), (0.1, 1.0))
     assert schedule["order"] == "alternate"
+    assert found == read("conventional")
+
+
+def test_held_differs_from_conventional_in_backbone_and_hook_alone():
+    found = read("dr2net_held")
+    wrapper = found["model"]["segmentor"]["backbone"]
+    found["model"]["segmentor"]["backbone"] = wrapper.pop("backbone")
+    assert wrapper == {"type": "Dr2NetBackbone"}
+    held = found["default_hooks"].pop("coefficients")
+    assert held.pop("type") == "CoefficientScheduleHook"
+    at = CoefficientScheduleHook(**held).schedule.at
+    assert at(0) == at(10**6) == (0.875, 0.125)
     assert found == read("conventional")
 
 
@@ -104,6 +127,6 @@ def test_previous_reversible_differs_from_conventional_in_the_backbone_alone():
 def test_parameter_names_are_those_of_the_conventional_network():
     names = [
         [name for name, _ in MODELS.build(read(kind)["model"]).named_parameters()]
-        for kind in ("conventional", "dr2net")
+        for kind in ("conventional", "dr2net", "dr2net_held")
     ]
-    assert names[0] == names[1]
+    assert names[0] == names[1] == names[2]

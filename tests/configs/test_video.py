@@ -11,6 +11,9 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 
+from dr2net import get_coefficients
+from dr2net.openmmlab import CoefficientScheduleHook
+
 CONFIGS = sorted((Path(__file__).parents[2] / "configs/video").glob("*.py"))
 
 
@@ -60,19 +63,46 @@ def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone(size, d
     folder = CONFIGS[0].parent
     dr2net = Config.fromfile(folder / f"dr2net_{size}_{data}.py").to_dict()
     conventional = Config.fromfile(folder / f"conventional_{size}_{data}.py").to_dict()
-    dr2net["model"]["backbone"] = dr2net["model"]["backbone"]["backbone"]
-    del dr2net["default_hooks"]["coefficients"]
+    wrapper = dr2net["model"]["backbone"]
+    dr2net["model"]["backbone"] = wrapper["backbone"]
+    assert (wrapper["alpha"], wrapper["beta"], wrapper["arithmetic"]) == (1.0, 0.1, "exact")
+    schedule = dr2net["default_hooks"].pop("coefficients")
+    assert (schedule["alpha"], schedule["beta"]) == ((1.0, 0.0), (0.1, 1.0))
     assert dr2net == conventional
 
 
-@pytest.mark.parametrize("size", ["vits", "vitb"])
-def test_parameter_names_are_those_of_the_conventional_network(size):
+def test_held_differs_from_conventional_in_backbone_and_hook_alone():
+    folder = CONFIGS[0].parent
+    found = Config.fromfile(folder / "dr2net_held_vitb_k400.py").to_dict()
+    wrapper = found["model"]["backbone"]
+    found["model"]["backbone"] = wrapper.pop("backbone")
+    assert wrapper == {"type": "Dr2NetBackbone", "fused_attention": True}
+    held = found["default_hooks"].pop("coefficients")
+    assert held.pop("type") == "CoefficientScheduleHook"
+    at = CoefficientScheduleHook(**held).schedule.at
+    assert at(0) == at(10**6) == (0.875, 0.125)
+    assert found == Config.fromfile(folder / "conventional_vitb_k400.py").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "coefficients"),
+    [
+        ("dr2net", "vits", (1, 0.1)),
+        ("dr2net", "vitb", (1, 0.1)),
+        ("dr2net_held", "vitb", (0.875, 0.125)),
+    ],
+)
+def test_built_it_has_its_coefficients_and_the_parameter_names_of_the_conventional_network(
+    kind, size, coefficients
+):
     init_default_scope("mmaction")
     names = []
-    for kind in ("conventional", "dr2net"):
-        model = Config.fromfile(CONFIGS[0].parent / f"{kind}_{size}_k400.py").model
+    for name in ("conventional", kind):
+        model = Config.fromfile(CONFIGS[0].parent / f"{name}_{size}_k400.py").model
         backbone = model.backbone.get("backbone", model.backbone)
         backbone.update(embed_dims=12, num_heads=1, num_frames=2, img_size=16)
         model.cls_head.in_channels = 12
-        names.append([name for name, _ in MODELS.build(model).named_parameters()])
+        built = MODELS.build(model)
+        names.append([name for name, _ in built.named_parameters()])
     assert names[0] == names[1]
+    assert get_coefficients(built) == pytest.approx(coefficients, abs=2**-16)

@@ -1,0 +1,25 @@
+"""VideoMAE's ViT-B finetuned on Kinetics-400 as a Dr²Net with (α, β) held.
+
+    python tools/train.py configs/video/dr2net_held_vitb_k400.py
+    tools/dist_train.sh configs/video/dr2net_held_vitb_k400.py 8
+    python tools/test.py configs/video/dr2net_held_vitb_k400.py CHECKPOINT
+
+Recipe: that of conventional_vitb_k400.py, with (α, β) at (7/8, 1/8), on the line
+α = 1 − β near the pretrained network, throughout. The paper's schedule: dr2net_vitb_k400.py
+"""
+
+_base_ = "./conventional_vitb_k400.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="Dr2NetBackbone",
+        backbone={{_base_.model.backbone}},
+        # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
+        # Attention weights are not materialised; False computes them as mmaction2 does.
+        fused_attention=True,
+    )
+)
+
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))
