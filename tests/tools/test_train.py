@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+pytest.importorskip("mmcv")
 import tools.train
 from dr2net.openmmlab.checkpoint import open_checkpoint
 from tests.video_clips import write_kinetics
