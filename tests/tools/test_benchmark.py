@@ -16,7 +16,13 @@ from tools.benchmarking.networks import VITS, build, input_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--models", "vit_tiny", "--depths", "3", "--sizes", "64", "--batches", "2"]
-SMALL += ["--threads", "1"]  # other tests are at work beside
+SMALL += ["--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Commands set two, which wait for each other where other tests are at work beside."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
 
 @pytest.fixture
