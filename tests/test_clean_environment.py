@@ -4,6 +4,7 @@ The environment is a new venv whose site-packages holds links to the installed f
 distributions: made in seconds, without a network.
 """
 
+import os
 import re
 import subprocess
 import venv
@@ -135,6 +136,27 @@ def test_it_imports_converts_and_trains(names, others, script, tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_tests_that_need_a_gpu_are_found_where_little_is_installed(tmp_path):
+    # "make test-gpu": without a GPU, each is skipped with a reason, and none is an error.
+    names = ("torch", "triton", "timm", "numpy", "pytest")
+    if any(not present(name) for name in names):
+        pytest.skip(f"needs {', '.join(names)}, installed by pip")
+    python = clean_environment(tmp_path / "venv", *names)
+    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    run = subprocess.run(
+        [python, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        env=environment | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"= \d{3,} skipped, \d+ deselected in ", run.stdout), run.stdout
+    for file in ("test_kernels", "test_replay", "test_neighbours", "test_measurements"):
+        assert re.search(rf"SKIPPED .*{file}\.py:\d+: needs a CUDA device", run.stdout), file
 
 
 def present(name):

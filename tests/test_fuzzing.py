@@ -12,6 +12,8 @@ from functools import partial
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from timm.layers import DropPath, Mlp

@@ -75,8 +75,22 @@ def test_every_target_sets_itself_up(checkout, target):
 
 def test_help_lists_the_targets(checkout):
     listed = make(checkout).stdout
-    for target in ("setup", *TARGETS, "clean"):
+    for target in ("setup", *TARGETS, "test-gpu", "clean"):
         assert f"make {target} " in listed
+
+
+def test_tests_run_after_lint_in_parallel_and_show_the_slowest(checkout):
+    commands = make(checkout, "--dry-run", "test").stdout.splitlines()
+    lint, tests = commands.index(".venv/bin/mypy"), commands[-1]
+    assert lint == len(commands) - 2
+    assert tests.startswith('.venv/bin/python -m pytest -m "not slow" --numprocesses auto')
+    assert tests.endswith(" --durations=30")
+
+
+def test_tests_that_need_a_gpu_run_in_the_environment_that_is_given(checkout):
+    given = make(checkout, "PYTHON=echo given", "test-gpu")
+    assert given.stdout.splitlines() == ["echo given -m pytest -m gpu", "given -m pytest -m gpu"]
+    assert not (checkout / ".venv").exists()
 
 
 def test_ci_runs_the_tests():

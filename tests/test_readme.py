@@ -2,7 +2,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,7 +13,6 @@ def blocks(language):
 
 def test_python_runs(capsys):
     pytest.importorskip("timm")
-    torch.set_num_threads(2)
     names = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)

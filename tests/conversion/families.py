@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import dr2net
-import dr2net.openmmlab  # makes mmaction2 importable
 
 
 def timm_vit(depth: int = 3, **options) -> nn.Module:
@@ -20,6 +19,8 @@ def timm_vit(depth: int = 3, **options) -> nn.Module:
 
 
 def mmaction_vit(depth: int = 3, **options) -> nn.Module:
+    import dr2net.openmmlab  # noqa: F401  # isort: skip - makes mmaction2 importable
+
     from mmaction.models.backbones.vit_mae import VisionTransformer
 
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+pytest.importorskip("mmengine")
 import dr2net
 from dr2net.diagnostics import bytes_kept, gradient_error
 from tests.conversion.families import converted

@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 
+pytest.importorskip("mmengine")
 import dr2net
 import dr2net.openmmlab  # makes mmaction2 and mmdetection importable
 from tests.toy import assert_same_bits, gradients

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
+pytest.importorskip("mmengine")  # tools.families builds OpenMMLab's networks too
 import dr2net
 from dr2net.conversion.timm_resnet import MODULES, convolutions
 from tests.toy import assert_same_bits, gradients

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dr2net.conversion import FAMILIES
-from tools.timm_models import PAGE, check, convert_at_full_size, draw_page, supported_models
+from tools.timm_models import PAGE, check_all, convert_at_full_size, draw_page, supported_models
 
 TIMM = [path for path in FAMILIES if path.startswith("timm.")]
 
@@ -13,7 +13,7 @@ TIMM = [path for path in FAMILIES if path.startswith("timm.")]
 def outcomes():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield [(model, check(model)) for model in supported_models()]
+    yield check_all(supported_models())
     torch.set_num_threads(threads)
 
 

@@ -8,6 +8,8 @@ import pickle
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,

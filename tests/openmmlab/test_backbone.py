@@ -2,6 +2,8 @@ import itertools
 
 import pytest
 import torch
+
+pytest.importorskip("mmengine")
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData

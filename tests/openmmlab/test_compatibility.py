@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("mmengine")
 from dr2net.openmmlab import compatibility
 
 ROOT = Path(__file__).parents[2]

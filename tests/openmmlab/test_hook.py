@@ -7,11 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+pytest.importorskip("mmengine")
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import TensorDataset
 
 import dr2net
 import dr2net.openmmlab  # registers the hook

@@ -8,11 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("mmengine")
-pytest.importorskip("mmcv")
-
-from tests.video_clips import write_kinetics
-
 ROOT = Path(__file__).parents[2]
 
 # The K400 config at 32 × 32 pixels with a tiny network, and as little chance as a test needs.
@@ -83,6 +78,8 @@ def run_train(config, work_dir, *options, settings=()):
 @pytest.fixture(scope="session")
 def kinetics(tmp_path_factory):
     """A small data set in Kinetics layout, which tests must not change."""
+    from tests.video_clips import write_kinetics
+
     return write_kinetics(tmp_path_factory.mktemp("kinetics"))
 
 

@@ -7,21 +7,33 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("matplotlib")
 import dr2net
-from tools import benchmark_scaling, gradient_error, peak_anatomy
+from tools import benchmark, benchmark_scaling, gradient_error, peak_anatomy
 from tools.benchmark import share_parameters
-from tools.benchmarking import measurements
 from tools.benchmarking.methods import METHODS, STORED, compiled
 from tools.benchmarking.networks import VITS, build, input_shape
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--models", "vit_tiny", "--depths", "4", "--sizes", "64", "--steps", "2", "--batches", "3"]
-MEBI = 2**20
+SMALL = ["--models", "vit_tiny", "--depths", "3", "--sizes", "64", "--batches", "2"]
+SMALL += ["--threads", "1"]
 
 
-def benchmark(*options, folder):
-    command = [sys.executable, ROOT / "tools" / "benchmark.py", *options]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Commands set two, which wait for each other where other tests are at work beside."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+
+@pytest.fixture
+def run_benchmark(monkeypatch):
+    """Run tools/benchmark.py in this process; options as on the command line."""
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, options)])
+        benchmark.main()
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +41,9 @@ def small(tmp_path_factory):
     """What a small run prints and writes."""
     folder = tmp_path_factory.mktemp("benchmark")
     out, plot = folder / "new" / "result.json", folder / "picture.png"
-    done = benchmark(*SMALL, "--out", out, "--plot", plot, folder=folder)
+    command = [sys.executable, ROOT / "tools/benchmark.py", *SMALL, "--steps", "2", "--warmup", "0"]
+    command += ["--out", out, "--plot", plot]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in out.parent.iterdir()] == ["result.json"]
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -66,9 +80,10 @@ class TestBenchmark:
         order = ("checkpoint, every block", "selective checkpoint, products kept", "conventional")
         assert sorted(order, key=kept.get) == list(order)
 
-    def test_methods_are_chosen_by_their_names_with_their_references(self, tmp_path):
-        done = benchmark(*SMALL, "--methods", "exact (0, 1)", folder=tmp_path)
-        named = [line.split("|")[1].strip() for line in done.stdout.splitlines() if "| " in line]
+    def test_methods_are_chosen_by_their_names_with_their_references(self, run_benchmark, capsys):
+        run_benchmark(*SMALL, "--steps", 1, "--warmup", 0, "--methods", "exact (0, 1)")
+        lines = capsys.readouterr().out.splitlines()
+        named = [line.split("|")[1].strip() for line in lines if "| " in line]
         assert named[2:] == [
             "conventional",
             "checkpoint, every block",
@@ -77,10 +92,9 @@ class TestBenchmark:
             "Dr²Net, exact (0, 1), MLPs of 512 tokens",
         ]
 
-    def test_without_timed_steps_bytes_are_compared(self, small, tmp_path):
+    def test_without_timed_steps_bytes_are_compared(self, small, run_benchmark, tmp_path):
         out = tmp_path / "result.json"
-        options = [*SMALL, "--steps", "0", "--methods", "exact", "--out", out]
-        assert benchmark(*options, folder=tmp_path).returncode == 0
+        run_benchmark(*SMALL, "--steps", 0, "--methods", "exact", "--out", out)
         result = json.loads(out.read_text())
         assert result["hardware"] == "any: nothing here is timed"
         assert {"seconds", "errors"}.isdisjoint(result["measured"][0]["methods"]["conventional"])
@@ -112,56 +126,10 @@ class TestBenchmark:
             (["--models", "swin_large", "--frames", "2"], "swin_large takes images"),
         ],
     )
-    def test_mistakes_are_named(self, options, message, tmp_path):
-        done = benchmark(*options, folder=tmp_path)
-        assert done.returncode != 0
-        assert message in done.stderr
-
-
-class TestMeasurements:
-    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-    def test_bytes_are_those_of_the_tensors(self, device):
-        weight = torch.ones(MEBI // 4, device=device, requires_grad=True)
-
-        def loss():
-            doubled = weight * 2  # 1 MiB, kept by sin
-            return (doubled.sin() * 3).sum()
-
-        small = 64 if device == "cpu" else 2048  # a GPU's are multiples of 512 bytes
-        found = measurements.peak_bytes(loss, [weight], device)
-        assert found["kept"] == pytest.approx(MEBI, abs=small)
-        # What is kept, the gradient that sin's backward is given, the cosine, and their product.
-        assert found["peak"] == pytest.approx(4 * MEBI, abs=small)
-        if device == "cpu":
-            assert measurements.kept_bytes(loss) == found["kept"]
-
-    @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-    def test_the_peak_of_the_process_is_seen(self):
-        weight = torch.ones(16 * MEBI, requires_grad=True)
-        found = measurements.process_peak(lambda: (weight * 2).sin().sum())
-        assert 2 * 64 * MEBI < found < 6 * 64 * MEBI
-
-    def test_the_largest_batch_fits_and_one_more_does_not(self):
-        def peak(batch):
-            return 1000 + 70 * batch
-
-        batch = measurements.largest_batch(5000, 300, {2: peak(2), 4: peak(4)})
-        assert 300 + peak(batch) <= 5000 < 300 + peak(batch + 1)
-        assert measurements.largest_batch(900, 300, {2: peak(2), 4: peak(4)}) == 0
-
-    def test_differences_are_relative(self):
-        reference = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
-        found = [torch.tensor([3.0, 0.0]), torch.tensor([4.5])]
-        assert measurements.relative_difference(found, reference) == pytest.approx(0.1)
-
-    def test_growth_is_the_power(self):
-        sizes = [1, 10, 100]
-        assert measurements.growth_exponent(sizes, [3.0, 3.0, 3.0]) == pytest.approx(0)
-        assert measurements.growth_exponent(sizes, [2.0, 200.0, 2e4]) == pytest.approx(2)
-
-    def test_few_and_many_values_have_quartiles(self):
-        assert measurements.quartiles([1.0]) == "1.00"
-        assert measurements.quartiles([1, 2, 3, 4, 5], digits=1) == "3.0 (2.0 to 4.0)"
+    def test_mistakes_are_named(self, options, message, run_benchmark, capsys):
+        with pytest.raises((SystemExit, ValueError)) as stopped:
+            run_benchmark(*options)
+        assert message in capsys.readouterr().err + str(stopped.value)
 
 
 class TestNetworks:

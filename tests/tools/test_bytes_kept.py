@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+pytest.importorskip("mmengine")
 from tools.bytes_kept import RESULT, measure
 from tools.families import EXAMPLES
 

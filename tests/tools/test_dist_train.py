@@ -12,6 +12,7 @@ from tempfile import TemporaryFile
 import pytest
 import torch
 
+pytest.importorskip("mmengine")
 from dr2net.openmmlab.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+pytest.importorskip("mmengine")
 import dr2net
 from dr2net.conversion import FAMILIES
 from tools.families import EXAMPLES, Example

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+pytest.importorskip("mmengine")
 from dr2net.openmmlab.checkpoint import open_checkpoint
 from tests.tools.conftest import ROOT, run_train
 from tests.video_clips import write_annotation

@@ -1,9 +1,11 @@
 import filecmp
 import json
 
-import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("cv2")
+import cv2
 
 from tools import small_object_images
 from tools.small_object_images import SIDE, SIZES, class_names, draw_image, write_data_set

@@ -4,6 +4,7 @@ import uuid
 import pytest
 import torch
 
+pytest.importorskip("mmengine")
 from dr2net.openmmlab.checkpoint import open_checkpoint
 from tools.test import main
 

@@ -1,9 +1,10 @@
 import pytest
-from mmengine.registry import DefaultScope
 
 
 @pytest.fixture(autouse=True)
 def scope_of_mmdetection():
     """As ``default_scope`` in the configs, whatever other tests have left."""
+    from mmengine.registry import DefaultScope
+
     with DefaultScope.overwrite_default_scope("mmdet"):
         yield

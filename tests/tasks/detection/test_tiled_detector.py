@@ -15,7 +15,7 @@ from mmdet.models.detectors import BaseDetector
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from PIL import Image
@@ -344,7 +344,9 @@ RETINANET = ConfigDict(
 @pytest.fixture(scope="module")
 def pretrained():
     torch.manual_seed(0)
-    detector = MODELS.build(RETINANET).eval()
+    # The scope of conftest.py is that of tests, which begin after what they share.
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        detector = MODELS.build(RETINANET).eval()
     for parameter in detector.bbox_head.parameters():  # scores that differ
         torch.nn.init.normal_(parameter, std=0.3)
     return detector
