@@ -27,9 +27,10 @@ SHAPES = ("linear", "cosine", "step")
 class CoefficientSchedule:
     """(α, β) as a function of the step, whatever a step is: an iteration or an epoch.
 
-    ``CoefficientSchedule()`` holds the default point of the line, ``CoefficientSchedule(beta=0.25)``
-    another; ``CoefficientSchedule(beta=(0.1, 0.5), end=1000)`` moves along the line; the paper's way
-    is ``CoefficientSchedule(alpha=(1.0, 0.0), beta=(0.1, 1.0), end=1000)``.
+    ``CoefficientSchedule()`` holds the default point of the line, and
+    ``CoefficientSchedule(beta=0.25)`` another; ``CoefficientSchedule(beta=(0.1, 0.5), end=1000)``
+    moves along the line; the paper's way is
+    ``CoefficientSchedule(alpha=(1.0, 0.0), beta=(0.1, 1.0), end=1000)``.
 
     Args:
         alpha, beta: a value that is held, or the values until ``begin`` and from ``end`` on. α is

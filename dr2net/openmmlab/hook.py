@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
-from ..conversion import chains, require_chains, set_coefficients
+from ..conversion import chains, require_chains
 from ..guard import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step

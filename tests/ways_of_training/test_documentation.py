@@ -34,6 +34,12 @@ def test_messages_are_those_of_the_code():
         "has no second derivative",
         "recomputed in backward",
         "changed between forward and backward",
+        "used its parameter",
+        "has a forward of its own",
+        "has become a",
+        "has hooks",
+        "can observe, not change",
+        "cannot be captured by torch.cuda.graph",
     ):
         assert message in " ".join(TEXT.split()), message
         assert message in code, message

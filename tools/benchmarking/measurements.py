@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import dr2net
+from dr2net.streams import Streams
 
 Loss = Callable[[], Tensor]
 
@@ -67,16 +68,14 @@ def seconds_of_streams(model: nn.Module, loss: Loss, dtype: torch.dtype, device:
 
     def run() -> None:
         for chain, x in inputs.items():
-            alpha, beta = chain.get_coefficients()
-            streams = chain.start_pass(chain.coupled_keys(), alpha, beta, x, (), {})
+            _, beta = chain.get_coefficients()
+            streams = Streams(chain.make_arithmetic(beta, x))
             streams.start(x)
-            couplings = range(len(streams.couplings))
-            remainders = [
-                streams.advance(outputs[chain], keep_remainder=True)[2] for _ in couplings
-            ]
-            for index in reversed(couplings):
-                stream, _ = streams.rebuild(index, remainders.pop())
-                streams.retreat(index, stream, outputs[chain])
+            couplings = chain.couplings()
+            remainders = [streams.advance(outputs[chain], True)[1] for _ in couplings]
+            for _ in couplings:
+                before, _ = streams.rebuild(remainders.pop())
+                streams.retreat(before, outputs[chain])
 
     with torch.no_grad():
         return statistics.median([_seconds(run, device) for _ in range(7)][2:])
