@@ -1,4 +1,4 @@
-"""The modules of blocks as functions of α, and the slices of tokens that some of them can run over."""
+"""The modules of blocks as functions of α, and slices of tokens that some of them run over."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def residual(
         return x + output if shortcut_first else output + x
 
     if tokenwise:
-        with_shortcut.tokenwise = Tokenwise(tuple(tokenwise), drop_path)  # type: ignore[attr-defined]
+        declared = Tokenwise(tuple(tokenwise), drop_path)
+        with_shortcut.tokenwise = declared  # type: ignore[attr-defined]
     return with_shortcut
 
 

@@ -48,8 +48,8 @@ def _settings(kind: str) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]
     for device in dict.fromkeys(("cpu", kind)):
         if torch.amp.is_autocast_available(device):
             found += [
-                (partial(torch.get_autocast_dtype, device), partial(torch.set_autocast_dtype, device)),
-                (partial(torch.is_autocast_enabled, device), partial(torch.set_autocast_enabled, device)),
+                _of_device(device, torch.get_autocast_dtype, torch.set_autocast_dtype),
+                _of_device(device, torch.is_autocast_enabled, torch.set_autocast_enabled),
             ]
     for name in ("flash", "mem_efficient", "math", "cudnn"):
         read = getattr(internal, f"_get_{name}_sdp_enabled")
@@ -68,6 +68,10 @@ def _settings(kind: str) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]
             (internal._get_cudnn_deterministic, internal._set_cudnn_deterministic),
         ]
     return found
+
+
+def _of_device(device: str, read: Any, write: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    return partial(read, device), partial(write, device)
 
 
 # The same both times, whatever is set. The cache of cast weights would hand them from one pass to
@@ -194,8 +198,8 @@ class Inventory:
         last = self._uses.get(branch)
         if last is None or last[0] != ids or last[1] != trained:
             known = set(ids)
-            used = [p for p, on in zip(self.parameters, trained, strict=True) if on and id(p) in known]
-            frozen = [p for p, on in zip(self.parameters, trained, strict=True) if not on]
+            used = [p for p in self.parameters if p.requires_grad and id(p) in known]
+            frozen = [p for p in self.parameters if not p.requires_grad]
             last = self._uses[branch] = ids, trained, used, used + frozen
         return last[2:]
 
@@ -210,15 +214,16 @@ def _holding(
     moved: list[tuple[dict[str, Any], str, Any]], result: Sequence[Tensor] = ()
 ) -> Iterator[Sequence[Tensor]]:
     """Has blocks hold what ``Inventory.exchanged`` returned; gives ``result``."""
-    now = {id(held): (held, dict(held)) for held, _, _ in moved}
-    try:
-        for held, name, thing in moved:
-            held[name] = thing
-        yield result
-    finally:
-        for held, things in now.values():
-            held.clear()
-            held.update(things)
+    with _RECOMPUTING:
+        now = {id(held): (held, dict(held)) for held, _, _ in moved}
+        try:
+            for held, name, thing in moved:
+                held[name] = thing
+            yield result
+        finally:
+            for held, things in now.values():
+                held.clear()
+                held.update(things)
 
 
 def _distinct(dictionaries: Iterable[dict[str, Any]]) -> list[Tensor]:
@@ -406,7 +411,8 @@ class Call:
         else:
             changed.update(map(id, moving))
         if moving is None or len(changed) > len(moving):
-            self.inventory.learn(self.branch, [b for b in self.inventory.buffers if id(b) in changed])
+            moving = [buffer for buffer in self.inventory.buffers if id(buffer) in changed]
+            self.inventory.learn(self.branch, moving)
         self._copies = [entry for entry in copies if id(entry[0]) in changed]
 
     def put_back(self) -> AbstractContextManager[Sequence[Tensor]]:
@@ -519,8 +525,9 @@ class Call:
             hooks = _suspend_hooks(leaves)
             try:
                 # What torch.autograd.grad calls, without what that checks for each of the leaves.
+                grads_output = (grad_output.to(self.output_dtype),)
                 found = Variable._execution_engine.run_backward(
-                    (end,), (grad_output.to(self.output_dtype),), False, False, leaves, True, accumulate_grad=False
+                    (end,), grads_output, False, False, leaves, True, accumulate_grad=False
                 )
             finally:
                 for tensor, hook in hooks:

@@ -63,7 +63,7 @@ UNTRUSTED_ERROR = 1e-2
 # Streams rebuilt in floating point may be off by so many times the predicted error.
 FLOAT_TOLERANCE = 32.0
 
-# What libraries call the flag that has blocks checkpointed, on the module that runs them or on them.
+# What libraries call the flag that has blocks checkpointed, on what runs them or on themselves.
 CHECKPOINT_FLAGS = ("grad_checkpointing", "gradient_checkpointing", "with_cp", "use_checkpoint")
 
 
@@ -239,6 +239,10 @@ class ReversibleChain(nn.Module):
             with suppress(ValueError):  # coefficients out of range are reported when they are used
                 self._read()
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.guard.look(wait=True, wait_for_all=True)  # what is saved was trained right
+        super()._save_to_state_dict(*args, **kwargs)
+
     # Forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -328,7 +332,8 @@ class ReversibleChain(nn.Module):
         guard = self.guard
         guard.look()
         waits = is_immediate(x.device) or not guard.has_measured
-        together = with_gradients and several_processes()
+        several = several_processes()
+        together = several and with_gradients
         if together:
             skip_steps_that_are_not_finite()
         inventories = {k: self._inventory(self.get_submodule(k)) for k in keys} if waits else {}
@@ -350,6 +355,9 @@ class ReversibleChain(nn.Module):
                     if not together:
                         raise FloatingPointError(not_finite(place)) from None
                     guard.say_once("not finite", f"{not_finite(place)} Its gradients are skipped.")
+                    break
+                if together:  # a forward again could wait for others, which do not run again
+                    guard.widen(place, found.size, limit)
                     break
                 # What came after the first value beyond the range is not known: a wide guess.
                 size = math.ceil(math.log2(found.size))
@@ -483,9 +491,10 @@ class ReversibleChain(nn.Module):
         if inventory is None or not inventory.is_current():
             # Hooks inside a block would run again in the recomputation, where FSDP2 would lose the
             # gradients.
+            key = next(key for key, other in self._modules.items() if other is block)
             refuse_sharded(
                 (part for part in block.modules() if part is not block),
-                f"it stands in a block of {self.name}, a chain, so shard the block instead.",
+                f"it stands in block {key!r} of a chain, so shard the block instead.",
             )
             inventory = self._inventories[block] = Inventory(block)
         return inventory

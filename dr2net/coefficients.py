@@ -36,14 +36,14 @@ RANGE_BITS = 10
 
 def check_coefficients(alpha: float, beta: float) -> None:
     """Raises ValueError if α is not in [0, 1], or β neither 0 nor in [2^-8, 1]."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha} is out of range: use a value from 0 to 1.")
     if not (beta == 0 or BETA_MIN <= beta <= 1):
         raise ValueError(
             f"beta={beta} is out of range: use 0 (not reversible; with alpha=1 the pretrained "
             f"network) or a value from 2^-8 = {BETA_MIN} to 1. A smaller β would need more than 8 "
             "bits kept per element and coupling."
         )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha} is out of range: use a value from 0 to 1.")
 
 
 def round_coefficient(value: float) -> float:

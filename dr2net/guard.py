@@ -1,9 +1,10 @@
 """What can go wrong in a chain's numbers, looked at without waiting for the device.
 
-Values beyond the range of the streams' words, NaN and infinity in forward; in backward, streams that
-are not those of forward. On a CPU all of it is known at once. Elsewhere numbers are sent on their
-way and looked at when they have arrived: in the next forward, in the first node of backward, and, of
-forward's, at backward's end, before an optimizer can have the gradients. Until then a forward that
+Values beyond the range of the streams' words, NaN and infinity in forward; in backward, streams
+that are not those of forward. On a CPU all of it is known at once. Elsewhere numbers are sent on
+their way and looked at when they have arrived: in the next forward, in the first node of backward,
+when a state_dict is made, and, of forward's, at backward's end, before an optimizer can have the
+gradients. Until then a forward that
 went wrong is harmless: its output is NaN, and so are its gradients, which loss scalers skip and
 ``skip_steps_that_are_not_finite`` keeps from every other optimizer.
 """
@@ -92,9 +93,9 @@ class Guard:
     def __reduce__(self) -> tuple:
         return Guard, (self.on_mismatch,)
 
-    def look(self, wait: bool = False) -> None:
-        """Looks at the numbers that have arrived, or waits for those of forward."""
-        for pending, waits in ((self._forward, wait), (self._backward, False)):
+    def look(self, wait: bool = False, wait_for_all: bool = False) -> None:
+        """Looks at the numbers that have arrived, or waits for those of forward, or for all."""
+        for pending, waits in ((self._forward, wait), (self._backward, wait_for_all)):
             while pending and (waits or pending[0][0].has_arrived()):
                 report, judge = pending.pop(0)
                 judge(report.read())
@@ -262,7 +263,15 @@ def skip_steps_that_are_not_finite() -> None:
 def _skip_if_not_finite(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients or get_total_norm(gradients, math.inf).isfinite():
+    gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    # Of FSDP2, which every process has a part of, and others.
+    sharded = [hasattr(g, "full_tensor") for g in gradients]
+    norms: list[Any] = [
+        get_total_norm([g for g, is_sharded in zip(gradients, sharded, strict=True) if is_sharded == kind])
+        for kind in set(sharded)
+    ]
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    if all(norm.isfinite() for norm in whole):
         return
     for parameter in parameters:
         parameter.grad = None  # what optimizers pass over, weight decay and moments included

@@ -36,7 +36,8 @@ class CoefficientSchedule:
         alpha, beta: a value that is held, or the values until ``begin`` and from ``end`` on. α is
             1 − β unless it is given.
         begin, end: steps between which the coefficients move.
-        order: where α is given, ``"alternate"`` moves α for ``interval`` steps, then β for as many, and so on;
+        order: where α is given, ``"alternate"`` moves α for ``interval`` steps, then β for as many,
+            and so on;
             ``"together"`` moves both all the time; ``"alpha_first"`` moves α in the first half and
             β in the second, ``"beta_first"`` the other way round.
         shape: ``"linear"``, ``"cosine"`` (slow at both ends) or ``"step"`` (``jumps`` equal jumps).

@@ -137,7 +137,7 @@ def test_a_schedule_is_applied_to_every_chain_of_a_model():
         ({"end": 10, "interval": 10}, "no turn"),
         ({"jumps": 0}, "jumps=0"),
         ({"beta": (0.1, 0.2, 0.3)}, "a first and a last"),
-        ({"alpha": None, "beta": 2}, "alpha=-1.0"),
+        ({"alpha": None, "beta": 2}, "beta=2"),
     ],
 )
 def test_bad_values_are_refused(options, message):

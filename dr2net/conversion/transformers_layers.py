@@ -95,7 +95,7 @@ def _refuse_recomputation(layers: ReversibleChain) -> None:
     _, beta = layers.get_coefficients()
     if beta > 0 and layers.reversible and torch.is_grad_enabled():
         raise ValueError(
-            "output_attentions=True with gradients on: a reversible chain recomputes its attentions in "
+            "output_attentions=True with gradients on: a chain recomputes its attentions in "
             "backward, and those of forward have no gradient. Ask for them under "
             "torch.no_grad(), or call dr2net.set_reversible(model, False)."
         )

@@ -36,8 +36,8 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
         reversible: False stores activations, with the same equations and gradients.
         mlp_tokens: MLPs train over slices of so many tokens, of all samples together:
             ``dr2net.slice_mlps``.
-        options: ``keep`` and ``on_mismatch``, as in ``dr2net.convert``, and options of the family's adapter, such as
-            ``fused_attention=True``.
+        options: ``keep`` and ``on_mismatch``, as in ``dr2net.convert``, and options of the
+            family's adapter, such as ``fused_attention=True``.
     """
     model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)
     set_reversible(model, reversible)

@@ -264,6 +264,7 @@ def test_the_classifier_of_a_converted_network_is_replaced(name):
     assert model(x).shape == (len(x), 7)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpointing was switched on")
 @pytest.mark.parametrize("name", list(EXAMPLES))
 @pytest.mark.parametrize("call", ["forward", "intermediates"])
 def test_gradient_checkpointing_is_not_needed_and_does_no_harm(name, call):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from copy import deepcopy
 
@@ -11,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from dr2net import residual
+from dr2net import guard, residual
 from tests.distributed.networks import loss_of, make_batch, make_network
 from tests.distributed.processes import run_in_processes
 from tests.toy import assert_same_bits, make_chain
@@ -198,3 +199,36 @@ def test_a_norm_synchronised_over_processes_is_recomputed_right():
     for grad, joined in zip(rebuilt[0][0], chain.parameters(), strict=True):
         # Sums over a batch in another order, 30 rows of order 1.
         torch.testing.assert_close(grad, joined.grad, rtol=1e-4, atol=1e-5)
+
+
+def with_overflow_on_one_rank(kind: str) -> tuple[list[bool], int]:
+    """Whether the parameters changed in each of three steps, and how many steps were skipped."""
+    rank = distributed.get_rank()
+    network = make_network("toy", 0.875, 0.125)
+    model = DistributedDataParallel(network, **STATIC)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    bias = network.blocks[1].second.bias
+    changed, before_all = [], guard.skipped_steps[0]
+    for step in range(3):
+        if rank == 1 and step == 1:
+            handle = network.blocks[1].second.register_forward_hook(
+                lambda *call: call[-1] * {"fp16 overflow": torch.inf, "range": 1e5}[kind]
+            )
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss_of(model, make_batch("toy", rank, step), seed=rank).backward()
+            optimizer.step()
+        now = [parameter.detach() for parameter in model.parameters()]
+        changed.append(not all(map(torch.equal, before, now)))
+        if rank == 1 and step == 1:
+            handle.remove()
+    assert bias.isfinite().all()
+    return changed, guard.skipped_steps[0] - before_all
+
+
+@pytest.mark.parametrize("kind", ["fp16 overflow", "range"])
+def test_what_goes_wrong_on_one_process_is_skipped_on_all(kind):
+    expected = [True, False, True], 1
+    assert run_in_processes(2, with_overflow_on_one_rank, kind) == [expected, expected]
