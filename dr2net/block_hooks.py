@@ -1,4 +1,4 @@
-"""Hooks on the blocks of a chain, which runs a block's branches and never its forward.
+"""Blocks of a chain, which runs their branches and never their forward: hooks, and what it refuses.
 
 ``torch.distributed.fsdp.fully_shard(block)`` hangs hooks on the block: parameters are gathered
 before its forward and before its backward, and after its backward gradients are reduced. They are
@@ -17,8 +17,9 @@ from torch import Tensor, distributed, nn
 __all__ = [
     "after_couplings",
     "before_couplings",
-    "has_own_hooks",
+    "is_observed",
     "is_sharding_hook",
+    "refuse_bearing_container",
     "refuse_direct_call",
     "refuse_sharded",
     "several_processes",
@@ -74,7 +75,7 @@ def before_couplings(block: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
             # None where another block of a group of blocks has gathered them.
             tensors, _ = hook(block, tensors, {}) or (tensors, {})
         elif hook is not refuse_direct_call:
-            extra = ({},) if number in block._forward_pre_hooks_with_kwargs else ()
+            extra: tuple = ({},) if number in block._forward_pre_hooks_with_kwargs else ()
             _refuse_change(block, hook(block, given[:1], *extra))
     _refuse_cast(block, given, tensors)
     return tensors
@@ -96,7 +97,7 @@ def after_couplings(block: nn.Module, entered: Tensor, *tensors: Tensor) -> tupl
         if is_sharding_hook(hook):
             tensors = hook(block, (), tensors) or tensors
         else:
-            extra = ({},) if number in block._forward_hooks_with_kwargs else ()
+            extra: tuple = ({},) if number in block._forward_hooks_with_kwargs else ()
             _refuse_change(block, hook(block, (entered,), *extra, given[0]))
     _refuse_cast(block, given, tensors)
     return tensors
@@ -131,3 +132,69 @@ def several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and (
         distributed.get_world_size() > 1
     )
+
+
+def is_observed(
+    chain: str, blocks: Iterable[tuple[str, nn.Module]], classes: dict[str, type], allowed: bool
+) -> bool:
+    """Whether one of the ``blocks`` of a chain has hooks of others.
+
+    Args:
+        chain: its name.
+        blocks: by name.
+        classes: those whose forward the branches stand for; of new blocks they are added.
+        allowed: whether such hooks, of forward, can be called.
+
+    Raises:
+        ValueError: they are not ``allowed``, or a block's forward is not the one that the branches
+            stand for.
+    """
+    observed = False
+    for key, block in blocks:
+        kind: Any = type(block)
+        expected: Any = classes.setdefault(key, kind)
+        is_same = kind is expected or kind.forward is expected.forward
+        if not is_same or "forward" in block.__dict__:
+            _refuse_other_forward(chain, key, block, expected)
+        if not has_own_hooks(block):
+            continue
+        observed = True
+        if not allowed or block._backward_hooks or block._backward_pre_hooks:
+            raise ValueError(
+                f"block {key!r} ({kind.__name__}) of {chain} has hooks, which do not run in a "
+                "reversible chain: remove them, put them on the block's submodules, or run them in "
+                "eval mode, where those that observe forward run."
+            )
+    return observed
+
+
+def _refuse_other_forward(chain: str, key: str, block: nn.Module, expected: type) -> None:
+    what = (
+        "has a forward of its own, put on the instance,"
+        if "forward" in block.__dict__
+        else f"has become a {type(block).__module__}.{type(block).__qualname__},"
+    )
+    raise ValueError(
+        f"Block {key!r} ({expected.__name__}) of {chain} {what} which a reversible chain would not "
+        f"run: it runs the branches that stand for {expected.__name__}.forward. Take it back, or "
+        "put the change on the block's submodules."
+    )
+
+
+def refuse_bearing_container(blocks: nn.Module) -> None:
+    """Raises ValueError if the container holds more than blocks, which the chain would lose."""
+    hooks = any(
+        (
+            blocks._forward_hooks,
+            blocks._forward_pre_hooks,
+            blocks._backward_hooks,
+            blocks._backward_pre_hooks,
+        )
+    )
+    own = [*blocks._parameters, *blocks._buffers]
+    if hooks or own:
+        raise ValueError(
+            f"The {type(blocks).__name__} of blocks has {'hooks' if hooks else own} of its own, "
+            "which a chain does not take over: remove them, or put them on the network or within "
+            "the blocks."
+        )

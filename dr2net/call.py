@@ -2,15 +2,14 @@
 
 A module that runs again returns the bits of its first run if it computes the same: from the same
 input, with the parameters and buffers that its block held then, the same random numbers, in the
-same precision, by the same kernels. All this is recorded here, and put back.
+same precision, by the same kernels. ``replay.py`` has what it takes to put all this back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
-from threading import RLock
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,215 +19,18 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_is_leaf, tree_unflatten
 
 from .branches import Branch, ShapeError, Slices, check_shape
+from .replay import (
+    RECOMPUTING,
+    Inventory,
+    RandomState,
+    Settings,
+    holding,
+    random_state,
+    set_random_state,
+    undo,
+)
 
-__all__ = [
-    "Arguments",
-    "Call",
-    "Inventory",
-    "Settings",
-    "compute_dtype",
-    "fix_settings",
-    "random_state",
-    "set_random_state",
-    "undo",
-]
-
-RandomState = list[Tensor]
-"""States of the generators that a module can draw from: the CPU's, then the device's."""
-
-
-# What a module computes by, besides its input and what its block holds
-
-
-@cache
-def _settings(kind: str) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """How to read and how to write what a context manager may have set around forward alone."""
-    internal: Any = torch._C
-    found: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
-    for device in dict.fromkeys(("cpu", kind)):
-        if torch.amp.is_autocast_available(device):
-            found += [
-                _of_device(device, torch.get_autocast_dtype, torch.set_autocast_dtype),
-                _of_device(device, torch.is_autocast_enabled, torch.set_autocast_enabled),
-            ]
-    for name in ("flash", "mem_efficient", "math", "cudnn"):
-        read = getattr(internal, f"_get_{name}_sdp_enabled")
-        found.append((read, getattr(internal, f"_set_sdp_use_{name}")))
-    found += [
-        (internal._get_sdp_priority_order, internal._set_sdp_priority_order),
-        (internal._get_float32_matmul_precision, internal._set_float32_matmul_precision),
-        (torch.get_default_dtype, torch.set_default_dtype),
-        (internal._get_deterministic_algorithms, internal._set_deterministic_algorithms),
-        (internal._get_mkldnn_enabled, internal._set_mkldnn_enabled),
-    ]
-    if kind == "cuda":
-        found += [
-            (internal._get_cudnn_enabled, internal._set_cudnn_enabled),
-            (internal._get_cudnn_allow_tf32, internal._set_cudnn_allow_tf32),
-            (internal._get_cudnn_deterministic, internal._set_cudnn_deterministic),
-        ]
-    return found
-
-
-def _of_device(device: str, read: Any, write: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    return partial(read, device), partial(write, device)
-
-
-# The same both times, whatever is set. The cache of cast weights would hand them from one pass to
-# another: those cast without gradients would lose their gradient, and gradients of several passes
-# would be summed in low precision. cuDNN's trials could choose another algorithm each time.
-_FIXED: list[tuple[Callable[[], Any], Callable[[Any], Any], Any]] = [
-    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled, False),
-    (torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark, False),
-]
-
-
-class Settings:
-    """Autocast, precisions and choices of kernels, as they are when this is made."""
-
-    def __init__(self, device: torch.device):
-        self._pairs = _settings(device.type)
-        self._readers = [read for read, _ in self._pairs]
-        self._values = [read() for read in self._readers]
-        # The generators' states, where nothing has drawn since they were read.
-        self.random: RandomState | None = None
-
-    def apply(self) -> list[tuple[Callable[[Any], Any], Any]]:
-        """Sets them; returns what to give to ``undo``."""
-        now, changed = [read() for read in self._readers], fix_settings()
-        if now != self._values:
-            for (_, write), value, before in zip(self._pairs, self._values, now, strict=True):
-                if value != before:
-                    changed.append((write, before))
-                    write(value)
-        return changed
-
-
-def fix_settings() -> list[tuple[Callable[[Any], Any], Any]]:
-    """Sets what is the same in forward and backward; returns what to give to ``undo``."""
-    changed = []
-    for read, write, value in _FIXED:
-        if (now := read()) != value:
-            changed.append((write, now))
-            write(value)
-    return changed
-
-
-def undo(changed: list[tuple[Callable[[Any], Any], Any]]) -> None:
-    """Sets back what ``Settings.apply`` or ``fix_settings`` has changed."""
-    for write, before in reversed(changed):
-        write(before)
-
-
-def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The precision of matrix products on inputs of ``dtype``."""
-    kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return dtype
-
-
-def random_state(device: torch.device) -> RandomState:
-    """The state of what a module on ``device`` draws random numbers from."""
-    states = [torch.default_generator.get_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    return states
-
-
-def set_random_state(device: torch.device, states: RandomState) -> None:
-    """Puts back what ``random_state`` returned."""
-    torch.default_generator.set_state(states[0])
-    if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[1], device)
-
-
-# Random states and what blocks hold are the process's: one recomputation at a time sets them.
-_RECOMPUTING = RLock()
-
-
-class Inventory:
-    """What a block and the modules in it hold: found once, and anew when something was exchanged.
-
-    Attributes:
-        parameters: each once.
-        ids: theirs.
-        made: those that others were made of (``torch.func.functional_call``).
-        buffers: likewise, without those of inference mode, which do not change in training.
-    """
-
-    def __init__(self, block: nn.Module):
-        modules = list(block.modules())
-        held = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
-        self._places = [(h, name, thing) for h in held for name, thing in h.items()]
-        self._held, self._empty = [h for h in held if h], [h for h in held if not h]
-        self._sizes = list(map(len, self._held))
-        self.parameters = _distinct(m._parameters for m in modules)
-        self.ids = set(map(id, self.parameters))
-        self.made = [p for p in self.parameters if not p.is_leaf]
-        self._uses: dict[Branch, tuple[list[int], list[bool], list[Tensor], list[Tensor]]] = {}
-        self.buffers = [b for b in _distinct(m._buffers for m in modules) if not b.is_inference()]
-        self._owners = [m for m in modules if m._buffers]
-        # Buffers that forward changes, by branch and the modes of the modules that own buffers.
-        self._moving: dict[tuple, list[Tensor]] = {}
-
-    def is_current(self) -> bool:
-        """Whether the block still holds all of it, and nothing else."""
-        for held, name, thing in self._places:
-            if held.get(name) is not thing:
-                return False
-        return list(map(len, self._held)) == self._sizes and not any(self._empty)
-
-    def moving(self, branch: Branch) -> list[Tensor] | None:
-        """The buffers that a module changes in the present mode; None before its first run."""
-        return self._moving.get((branch, *(m.training for m in self._owners)))
-
-    def learn(self, branch: Branch, moving: list[Tensor]) -> None:
-        """Remembers the buffers that a module has changed in the present mode."""
-        self._moving[(branch, *(m.training for m in self._owners))] = moving
-
-    def use(self, branch: Branch, ids: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """The parameters of these ids, and those that must not change until backward.
-
-        The first in the block's order: only they become inputs of a coupling, as DDP and others
-        tell by the graph which parameters are used. The others are frozen: of those trained, what
-        is not used may be updated in this backward already, as soon as its gradient is there.
-        """
-        trained = [p.requires_grad for p in self.parameters]
-        last = self._uses.get(branch)
-        if last is None or last[0] != ids or last[1] != trained:
-            known = set(ids)
-            used = [p for p in self.parameters if p.requires_grad and id(p) in known]
-            frozen = [p for p in self.parameters if not p.requires_grad]
-            last = self._uses[branch] = ids, trained, used, used + frozen
-        return last[2:]
-
-    def exchanged(self, instead: dict[int, Tensor]) -> list[tuple[dict[str, Any], str, Any]]:
-        """Where the block holds something else by now, or is to, and what to put there."""
-        wanted = ((held, name, instead.get(id(thing), thing)) for held, name, thing in self._places)
-        return [entry for entry in wanted if entry[0].get(entry[1]) is not entry[2]]
-
-
-@contextmanager
-def _holding(
-    moved: list[tuple[dict[str, Any], str, Any]], result: Sequence[Tensor] = ()
-) -> Iterator[Sequence[Tensor]]:
-    """Has blocks hold what ``Inventory.exchanged`` returned; gives ``result``."""
-    with _RECOMPUTING:
-        now = {id(held): (held, dict(held)) for held, _, _ in moved}
-        try:
-            for held, name, thing in moved:
-                held[name] = thing
-            yield result
-        finally:
-            for held, things in now.values():
-                held.clear()
-                held.update(things)
-
-
-def _distinct(dictionaries: Iterable[dict[str, Any]]) -> list[Tensor]:
-    found = (t for held in dictionaries for t in held.values() if t is not None)
-    return list({id(tensor): tensor for tensor in found}.values())
+__all__ = ["Arguments", "Call"]
 
 
 class Arguments:
@@ -316,7 +118,7 @@ class Call:
         outputs = []
         for part, mask in slices.pairs(x):
             of_slice = {key: parameter[...] for key, parameter in of_coupling.items()}
-            with _holding(inventory.exchanged(of_slice)):
+            with holding(inventory.exchanged(of_slice)):
                 outputs.append(self(part, side, mask))
         return slices.join(outputs)
 
@@ -373,9 +175,9 @@ class Call:
 
     def _reached(self, output: Tensor, inputs: Sequence[Tensor]) -> list[int]:
         """The ids of the parameters that ``output`` depends on, and of inputs."""
-        ends = {t.grad_fn for t in inputs if t.grad_fn is not None}
+        ends: set[Any] = {t.grad_fn for t in inputs if t.grad_fn is not None}
         # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
-        made = {p.grad_fn: id(p) for p in self.inventory.made}
+        made: dict[Any, int] = {p.grad_fn: id(p) for p in self.inventory.made}
         leaves, left = _walk(
             output.grad_fn or get_gradient_edge(output).node, ends | made.keys() if made else ends
         )
@@ -438,7 +240,7 @@ class Call:
                 "dr2net.set_reversible(model, False)."
             )
         leaves = [made.get(id(p), p) for p in self.used] if made else self.used
-        return _holding(moved, leaves) if moved else nullcontext(leaves)
+        return holding(moved, leaves) if moved else nullcontext(leaves)
 
     def again(
         self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], grad_output: Tensor | None
@@ -493,7 +295,7 @@ class Call:
     def _repeat(
         self, x: Tensor, side: Sequence[Tensor], mask: Tensor | None, state: RandomState | None
     ) -> Tensor:
-        with _RECOMPUTING:
+        with RECOMPUTING:
             outside = None if state is None else random_state(x.device)
             changed = self.settings.apply()
             torch._C._set_grad_enabled(True)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from copy import copy
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any, Self
 
 import torch
@@ -21,22 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from .block_hooks import (
     after_couplings,
     before_couplings,
-    has_own_hooks,
+    is_observed,
+    refuse_bearing_container,
     refuse_direct_call,
     refuse_sharded,
     several_processes,
 )
 from .branches import Branch, Slices
-from .call import (
-    Arguments,
-    Call,
-    Inventory,
-    compute_dtype,
-    fix_settings,
-    random_state,
-    set_random_state,
-    undo,
-)
+from .call import Arguments, Call
 from .coefficients import (
     check_coefficients,
     error_growth,
@@ -54,6 +46,8 @@ from .guard import (
     skip_steps_that_are_not_finite,
 )
 from .kernels.arithmetic import Arithmetic, check_arithmetic, make_arithmetic
+from .replay import Inventory, Snapshot, compute_dtype, fix_settings, undo
+from .stored import run_without_gradients
 
 __all__ = ["ReversibleChain"]
 
@@ -107,7 +101,7 @@ class ReversibleChain(nn.Module):
             raise ValueError(
                 f"ordinary={sorted(unknown)}: no such blocks among {list(blocks._modules)}."
             )
-        _refuse_bearing_container(blocks)
+        refuse_bearing_container(blocks)
         # _modules and not children(), which would pass over a block that stands there twice.
         for key, block in blocks._modules.items():
             self.add_module(key, block)
@@ -115,7 +109,7 @@ class ReversibleChain(nn.Module):
         self.name = "chain"
         # Classes whose forward the branches stand for; by the block, as blocks may be added.
         self._classes = {key: type(self.get_submodule(key)) for key in self.coupled_keys()}
-        self._is_observed(self.coupled_keys(), allowed=False)
+        is_observed(self.name, self._named(self.coupled_keys()), self._classes, allowed=False)
         for block in self.reversible_blocks():
             if not block._forward_pre_hooks:
                 block.register_forward_pre_hook(refuse_direct_call)
@@ -314,7 +308,9 @@ class ReversibleChain(nn.Module):
         alpha, beta = self.coefficients_in_use()
         with_gradients = torch.is_grad_enabled()
         rebuilds = self.reversible and with_gradients and beta > 0
-        observed = self._is_observed(keys, allowed=not (rebuilds and self.training))
+        observed = is_observed(
+            self.name, self._named(keys), self._classes, allowed=not (rebuilds and self.training)
+        )
         checkpointed = self._is_checkpointed(keys) and with_gradients
         if beta == 0:
             return self._run_plain(keys, alpha, x, args, kwargs, take, checkpointed)
@@ -337,12 +333,14 @@ class ReversibleChain(nn.Module):
         if together:
             skip_steps_that_are_not_finite()
         inventories = {k: self._inventory(self.get_submodule(k)) for k in keys} if waits else {}
-        snapshot = _Snapshot(list(inventories.values()), x.device)
+        snapshot = Snapshot(list(inventories.values()), x.device)
         range_bits, problem = guard.range_bits, None
         poisons = together or not waits
         while True:
             this_pass = self.make_pass(keys, alpha, beta, x, args, kwargs, range_bits)
-            result = self._run_pass(this_pass, keys, wanted, x, rebuilt, poisons, checkpointed, take)
+            result = self._run_pass(
+                this_pass, keys, wanted, x, rebuilt, poisons, checkpointed, take
+            )
             if not waits:
                 guard.watch(this_pass.streams, this_pass.place, with_gradients)
                 break
@@ -360,8 +358,8 @@ class ReversibleChain(nn.Module):
                     guard.widen(place, found.size, limit)
                     break
                 # What came after the first value beyond the range is not known: a wide guess.
-                size = math.ceil(math.log2(found.size))
-                range_bits = size + 32 if problem else max(30, size + 1)
+                bits = math.ceil(math.log2(found.size))
+                range_bits = bits + 32 if problem else max(30, bits + 1)
                 problem = problem or (place, found.size, limit)
             else:
                 if problem is None:
@@ -421,7 +419,7 @@ class ReversibleChain(nn.Module):
                     after,
                 )
             else:
-                _run_without_gradients(this_pass, x, after)
+                run_without_gradients(this_pass, x, after)
         finally:
             undo(changed)
         return result
@@ -560,6 +558,10 @@ class ReversibleChain(nn.Module):
         """The blocks that are couplings."""
         return [self.get_submodule(key) for key in self.coupled_keys()]
 
+    def _named(self, keys: list[str]) -> list[tuple[str, nn.Module]]:
+        modules: Any = self._modules
+        return [(key, modules[key]) for key in keys]
+
     def couplings(self) -> list[tuple[nn.Module, Branch]]:
         """The (block, branch) pairs, in order."""
         keys = self.coupled_keys()
@@ -568,37 +570,9 @@ class ReversibleChain(nn.Module):
     def _numbered(self, keys: list[str]) -> Iterator[tuple[int, str, nn.Module, Branch]]:
         """(number, name of the block, block, branch) of the couplings of the blocks ``keys``."""
         first = self.coupled_keys().index(keys[0]) if keys else 0
-        modules: Any = self._modules
-        number = first * len(self.branches)
-        for key in keys:
-            for branch in self.branches:
-                yield number, key, modules[key], branch
-                number += 1
-
-    def _is_observed(self, keys: list[str], allowed: bool) -> bool:
-        """Whether blocks have hooks of others.
-
-        Raises:
-            ValueError: they are not ``allowed``, or a block's forward is not the one that the
-                branches stand for.
-        """
-        observed = False
-        for key in keys:
-            block: Any = self._modules[key]
-            expected = self._classes.setdefault(key, type(block))
-            is_same = type(block) is expected or type(block).forward is expected.forward
-            if not is_same or "forward" in block.__dict__:
-                _refuse_other_forward(self.name, key, block, expected)
-            if not has_own_hooks(block):
-                continue
-            observed = True
-            if not allowed or block._backward_hooks or block._backward_pre_hooks:
-                raise ValueError(
-                    f"block {key!r} ({type(block).__name__}) of {self.name} has hooks, which do "
-                    "not run in a reversible chain: remove them, put them on the block's "
-                    "submodules, or run them in eval mode, where those that observe forward run."
-                )
-        return observed
+        pairs = product(self._named(keys), self.branches)
+        for number, ((key, block), branch) in enumerate(pairs, first * len(self.branches)):
+            yield number, key, block, branch
 
     def _is_checkpointed(self, keys: list[str]) -> bool:
         """Whether a library's way to checkpoint blocks was switched on."""
@@ -648,75 +622,6 @@ class ReversibleChain(nn.Module):
         part.ordinary = self.ordinary & set(part._modules)
         part._whole = self._whole or (self,)
         return part
-
-
-def _run_without_gradients(
-    this_pass: Pass, x: Tensor, after: Callable[[int, Tensor], None]
-) -> None:
-    streams, side, calls = this_pass.streams, this_pass.arguments.side, this_pass.calls
-    x = streams.start(x)
-    for index, call in enumerate(calls):
-        if index == 0 or call.block is not calls[index - 1].block:
-            (x,) = before_couplings(call.block, x)
-            entered = x
-        x, _ = streams.advance(call.stored(x, side), keep_remainder=False)
-        if index == len(calls) - 1 or call.block is not calls[index + 1].block:
-            (x,) = after_couplings(call.block, entered, x)
-        after(index, x)
-    streams.drop()
-
-
-class _Snapshot:
-    """What a forward changes besides gradients, as it was, to run the forward again."""
-
-    def __init__(self, inventories: list[Inventory], device: torch.device):
-        self.inventories, self.device = inventories, device
-        self.states = random_state(device) if inventories else []
-        self.buffers = [
-            (buffer, buffer.detach().clone())
-            for inventory in inventories
-            for buffer in inventory.buffers
-        ]
-
-    def restore(self) -> None:
-        set_random_state(self.device, self.states)
-        for inventory in self.inventories:
-            for held, name, thing in inventory.exchanged({}):
-                held[name] = thing
-        for buffer, value in self.buffers:
-            buffer.data.copy_(value)
-
-
-def _refuse_other_forward(chain: str, key: str, block: nn.Module, expected: type) -> None:
-    what = (
-        "has a forward of its own, put on the instance,"
-        if "forward" in block.__dict__
-        else f"has become a {type(block).__module__}.{type(block).__qualname__},"
-    )
-    raise ValueError(
-        f"Block {key!r} ({expected.__name__}) of {chain} {what} which a reversible chain would not "
-        f"run: it runs the branches that stand for {expected.__name__}.forward. Take it back, or "
-        "put the change on the block's submodules."
-    )
-
-
-def _refuse_bearing_container(blocks: nn.Module) -> None:
-    """Raises ValueError if the container holds more than blocks, which the chain would lose."""
-    hooks = any(
-        (
-            blocks._forward_hooks,
-            blocks._forward_pre_hooks,
-            blocks._backward_hooks,
-            blocks._backward_pre_hooks,
-        )
-    )
-    own = [*blocks._parameters, *blocks._buffers]
-    if hooks or own:
-        raise ValueError(
-            f"The {type(blocks).__name__} of blocks has {'hooks' if hooks else own} of its own, "
-            "which a chain does not take over: remove them, or put them on the network or within "
-            "the blocks."
-        )
 
 
 def _emptied(container: nn.Module) -> nn.Module:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from .block_hooks import after_couplings, before_couplings
-from .call import Arguments, Call, Inventory, Settings
+from .call import Arguments, Call
 from .guard import Guard, fingerprint, first_difference
 from .kernels.arithmetic import Arithmetic
-from .streams import Peak, Streams, with_strides
+from .replay import Inventory, Settings
+from .stored import stored_coupling
+from .streams import Peak, Streams, combined, with_strides
 
 __all__ = ["Pass", "run_couplings"]
 
@@ -104,7 +105,7 @@ def run_couplings(
             entered, y = before_couplings(block, x, y)
             x = entered
         if not rebuilt[index]:
-            x, y = _stored_coupling(this_pass, call, x, y, checkpointed)
+            x, y = stored_coupling(this_pass, call, x, y, checkpointed)
             settings.random = None  # its module may have drawn
         else:
             # A block's second module finds what the first one did, unless that changed buffers.
@@ -145,7 +146,7 @@ class _Start(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
-        return None, _combined(grad_x, grad_y, ctx.beta)
+        return None, combined(grad_x, grad_y, ctx.beta)
 
 
 class _Coupling(torch.autograd.Function):
@@ -202,7 +203,7 @@ class _Coupling(torch.autograd.Function):
             of_x, *grads = gradients()
         if index in this_pass.fingerprints:
             _finish(this_pass, index)
-        return *[None] * 4, _combined(of_x, grad_y, beta) if needs_x else None, grad_x, *grads
+        return *[None] * 4, combined(of_x, grad_y, beta) if needs_x else None, grad_x, *grads
 
 
 # Without what Function.apply does for torch.func's transforms, in which chains do not run.
@@ -261,68 +262,6 @@ def _not_replayed(place: str) -> str:
         "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, False) "
         "trains with activations stored."
     )
-
-
-# The reference: the same equations, autograd stores what it needs
-
-
-def _stored_coupling(
-    this_pass: Pass, call: Call, x: Tensor, y: Tensor, checkpointed: bool
-) -> tuple[Tensor, Tensor]:
-    for_module, for_y = _Split.apply(this_pass.arithmetic.beta, x)
-    # Views, so that gradients of side inputs are summed coupling by coupling. [...] and not
-    # view_as, which may give other strides, by which kernels are chosen.
-    # The last is made first, as backward reaches views in the reverse order: a tensor given twice
-    # has its gradients summed in the order of the recomputation.
-    side = [
-        tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
-        for tensor in reversed(this_pass.arguments.side)
-    ][::-1]
-    if checkpointed:
-        output = checkpoint(call.stored, for_module, side, use_reentrant=False)
-    else:
-        output = call.stored(for_module, side)
-    return _StoredCoupling.apply(this_pass, output, for_y, y)
-
-
-class _Split(torch.autograd.Function):
-    """The input of a stored coupling, once for its module and once for the stream y."""
-
-    @staticmethod
-    def forward(ctx: Any, beta: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.beta = beta
-        return x.detach(), x.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad_module: Tensor | None, grad_y: Tensor | None) -> tuple:
-        return None, _combined(grad_module, grad_y, ctx.beta)
-
-
-class _StoredCoupling(torch.autograd.Function):
-    """(module output, x, y) → (x', y'), the straight-through derivative of the arithmetic."""
-
-    @staticmethod
-    def forward(ctx: Any, this_pass: Pass, output: Tensor, x: Tensor, y: Tensor) -> tuple:
-        ctx.set_materialize_grads(False)
-        ctx.output_dtype = output.dtype
-        value, _ = this_pass.streams.advance(output, keep_remainder=False)
-        return value, this_pass.stand_in(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
-        grad_output = None if grad_x is None else grad_x.to(ctx.output_dtype)
-        return None, grad_output, grad_y, grad_x  # _Split multiplies grad_y by β
-
-
-def _combined(grad_module: Tensor | None, grad_y: Tensor | None, beta: float) -> Tensor | None:
-    """Gradient of a coupling's input x, which feeds the module and, scaled by β, the stream y'.
-
-    Rebuilt and stored couplings both call this one, so that they round alike.
-    """
-    if grad_module is None:
-        return None if grad_y is None else grad_y * beta
-    return grad_module if grad_y is None else torch.add(grad_module, grad_y, alpha=beta)
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .block_hooks import refuse_sharded
-from .call import Inventory, Settings
 from .chain import ReversibleChain
 from .coefficients import error_growth, predicted_inverse_error, stream_growth
 from .conversion import set_reversible
+from .replay import Inventory, Settings
 from .verification import undisturbed
 
 __all__ = [

@@ -184,7 +184,7 @@ class Guard:
         """
         if before is None:
             return
-        now = fingerprint(streams)
+        now: Any = fingerprint(streams)
         if streams.arithmetic.invertible:
             differs = (before != now).any()
         else:
@@ -266,10 +266,10 @@ def _skip_if_not_finite(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     # Of FSDP2, which every process has a part of, and others.
     sharded = [hasattr(g, "full_tensor") for g in gradients]
-    norms: list[Any] = [
-        get_total_norm([g for g, is_sharded in zip(gradients, sharded, strict=True) if is_sharded == kind])
-        for kind in set(sharded)
-    ]
+    norms: list[Any] = []
+    for kind in sorted(set(sharded)):  # in the same order on all processes
+        alike = [g for g, is_one in zip(gradients, sharded, strict=True) if is_one == kind]
+        norms.append(get_total_norm(alike))
     whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
     if all(norm.isfinite() for norm in whole):
         return

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .kernels.arithmetic import Arithmetic
 
-__all__ = ["Peak", "Streams", "peak", "with_strides"]
+__all__ = ["Peak", "Streams", "combined", "peak", "with_strides"]
 
 ROWS_AT_ONCE = 64
 
@@ -142,6 +142,16 @@ class Streams:
         if self.x is self.y:
             return False
         return not self._saved or all(stream is not saved for saved in self._saved)
+
+
+def combined(grad_module: Tensor | None, grad_y: Tensor | None, beta: float) -> Tensor | None:
+    """Gradient of a coupling's input x, which feeds the module and, scaled by β, the stream y'.
+
+    Rebuilt and stored couplings both call this one, so that they round alike.
+    """
+    if grad_module is None:
+        return None if grad_y is None else grad_y * beta
+    return grad_module if grad_y is None else torch.add(grad_module, grad_y, alpha=beta)
 
 
 def has_kernels(stream: Tensor) -> bool:

@@ -15,9 +15,9 @@ from dr2net.coefficients import (
     round_coefficient,
     stream_growth,
 )
-from dr2net.coupling import _combined as combine_gradients
 from dr2net.kernels import arithmetic as arithmetics
 from dr2net.kernels.arithmetic import ExactArithmetic, FloatArithmetic, make_arithmetic
+from dr2net.streams import combined as combine_gradients
 
 BETAS = (2.0**-8, 0.01, 0.02, 0.05, 0.1, 0.25, 0.3, 0.5, 0.6, 0.9, 0.9999, 1.0)
 WORDS = (torch.int32, torch.int64)

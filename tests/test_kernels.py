@@ -7,13 +7,12 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dr2net import kernels
 from dr2net.call import Call
 from dr2net.coefficients import round_coefficient
 from dr2net.kernels.arithmetic import ExactArithmetic
-from torch.utils._python_dispatch import TorchDispatchMode
-
 from tests.toy import assert_same_bits, gradients, make_chain, mix
 
 triton = pytest.importorskip("triton")
@@ -197,20 +196,20 @@ def test_a_coupling_launches_three_operations_at_most_each_way(coupling, monkeyp
     moves = on_kernels(monkeypatch, coupling)
     current = []
     # Nor what Triton's interpreter does in a kernel, which counts as one.
-    for owner, name in (
-        (Call, "__call__"),
-        (Call, "_gradients"),
-        *((coupling, name) for name in ("advance", "rebuild", "subtract")),
-    ):
-
-        def apart(*args, original=getattr(owner, name)):
+    def apart(original):
+        def run(*args):
             current[0].in_module = True
             try:
                 return original(*args)
             finally:
                 current[0].in_module = False
 
-        monkeypatch.setattr(owner, name, apart)
+        return run
+
+    for name in ("__call__", "_gradients"):
+        monkeypatch.setattr(Call, name, apart(getattr(Call, name)))
+    for name in ("advance", "rebuild", "subtract"):
+        monkeypatch.setattr(coupling, name, apart(getattr(coupling, name)))
 
     def count(blocks):
         current[:] = [Launches()]

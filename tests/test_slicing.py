@@ -486,7 +486,7 @@ def test_known_mlps_are_sliced(name):
 
 def test_an_mlp_beside_other_things_stays_whole():
     chain = make_chain(Mlp(8, 32), branch=beside_others)
-    with pytest.raises(ValueError, match="no MLP that can be sliced.* in modules of their own"):
+    with pytest.raises(ValueError, match=r"no MLP that can be sliced.* in modules of their own"):
         dr2net.slice_mlps(chain, 4)
 
 

@@ -5,9 +5,9 @@
 
 A ViT of 12 blocks, width 48 and 4 tokens. On a GPU a step takes the longer of the time that its
 kernels take and the time that the host takes to launch them, and this is the second. A CPU runs a
-move of the streams in many small operations where a GPU runs one kernel: rows "as one operation a
-move" count each move as one. All ways take turns, step by step, after a warm-up; ratios are of steps
-of the same turn. Needs torch and timm.
+move of the streams in many small operations where a GPU runs one kernel: "as one operation a move"
+counts each move as one. All ways take turns, step by step, after a warm-up; ratios are of steps of
+the same turn. Needs torch and timm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import timm
 import torch
 from torch import Tensor, nn
-
 
 from dr2net.conversion.timm_vit import attention, mlp
 from dr2net.kernels.arithmetic import FloatArithmetic
@@ -62,8 +61,8 @@ def one_operation_a_move() -> Iterator[None]:
     """Has chains of (0, 1) compute so, with peaks that cost nothing, as in a kernel."""
     arithmetic, zero = OneOperation(1.0, torch.float32), torch.zeros(())
     with (
-        mock.patch("dr2net.chain.make_arithmetic", lambda *_: arithmetic),
-        mock.patch("dr2net.streams.peak", lambda _: (zero, zero)),
+        mock.patch("dr2net.chain.make_arithmetic", return_value=arithmetic),
+        mock.patch("dr2net.streams.peak", return_value=(zero, zero)),
     ):
         yield
 
@@ -182,9 +181,9 @@ def main() -> None:
             **origin("tools/benchmark_host.py", ["timm"], arguments.device),
             "columns": columns,
             "rows": rows,
-            "notes": "Median (quartiles) of steps, the methods taking turns; ratios are of steps of "
-            "the same turn. A CPU runs a move of the streams in many small operations, a GPU in one "
-            "kernel.",
+            "notes": "Median (quartiles) of steps, the methods taking turns; ratios are of steps "
+            "of the same turn. A CPU runs a move of the streams in many small operations, a GPU in "
+            "one kernel.",
             "seconds": seconds,
         }
         write_json(arguments.out, result)
