@@ -213,9 +213,9 @@ class Call:
         else:
             changed.update(map(id, moving))
         if moving is None or len(changed) > len(moving):
-            moving = [buffer for buffer in self.inventory.buffers if id(buffer) in changed]
-            self.inventory.learn(self.branch, moving)
-        self._copies = [entry for entry in copies if id(entry[0]) in changed]
+            self.inventory.learn(self.branch, changed)
+        known = set(map(id, self.inventory.moving(self.branch) or ()))
+        self._copies = [entry for entry in copies if id(entry[0]) in known]
 
     def put_back(self) -> AbstractContextManager[Sequence[Tensor]]:
         """Has the block hold again what it held in forward; gives the used parameters' leaves.

@@ -191,16 +191,21 @@ class ReversibleChain(nn.Module):
         """(α, β), in training without waiting for the device unless others wrote the buffer."""
         if self._whole:
             return self._whole[0].coefficients_in_use()
-        buffer, version, (alpha, beta, _) = self._known
+        buffer, version, state = self._known
         if (
             not torch.is_grad_enabled()
             or torch.compiler.is_exporting()
             or buffer is not self.coefficients
             or buffer.is_inference()
-            or buffer._version != version
         ):
             return self.get_coefficients()
-        return alpha, beta
+        if buffer._version != version:
+            # DistributedDataParallel writes what is there already, in each forward.
+            if is_immediate(buffer.device) or not several_processes():
+                return self.get_coefficients()
+            self.guard.expect(buffer, state[:2], self.name)
+            self._remember(state)
+        return state[:2]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -333,7 +338,7 @@ class ReversibleChain(nn.Module):
         if together:
             skip_steps_that_are_not_finite()
         inventories = {k: self._inventory(self.get_submodule(k)) for k in keys} if waits else {}
-        snapshot = Snapshot(list(inventories.values()), x.device)
+        snapshot = Snapshot(list(inventories.values()), self.branches, x.device)
         range_bits, problem = guard.range_bits, None
         poisons = together or not waits
         while True:
@@ -362,6 +367,7 @@ class ReversibleChain(nn.Module):
                 range_bits = bits + 32 if problem else max(30, bits + 1)
                 problem = problem or (place, found.size, limit)
             else:
+                snapshot.learn()
                 if problem is None:
                     break
                 place, size, limit = problem

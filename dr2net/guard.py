@@ -25,7 +25,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .block_hooks import several_processes
-from .coefficients import RANGE_BITS
+from .coefficients import RANGE_BITS, from_state
 from .streams import Peak, Streams
 
 __all__ = ["Guard", "Problem", "skipped_steps"]
@@ -161,6 +161,19 @@ class Guard:
                 "with fewer fraction bits do not suffice in 64-bit words. This is remembered in "
                 "its state_dict.",
             )
+
+    def expect(self, coefficients: Tensor, pair: tuple[float, float], name: str) -> None:
+        """Sends a chain's buffer on its way, to see if it still holds ``pair``."""
+
+        def judge(values: list[int]) -> None:
+            if from_state(values)[:2] != pair:
+                raise RuntimeError(
+                    f"The coefficients of {name} were written by something else than dr2net, and a "
+                    "step was trained with the former ones: call dr2net.get_coefficients(model) "
+                    "after they are written."
+                )
+
+        self._forward.append((Report(coefficients), judge))
 
     def poisoned(self, x: Tensor, streams: Streams) -> Tensor:
         """``x``, or NaN if a value of the pass so far was beyond the range or not finite.

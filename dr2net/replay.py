@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from .branches import Branch
 
@@ -176,8 +177,18 @@ class Inventory:
         """The buffers that a module changes in the present mode; None before its first run."""
         return self._moving.get((branch, *(m.training for m in self._owners)))
 
-    def learn(self, branch: Branch, moving: list[Tensor]) -> None:
-        """Remembers the buffers that a module has changed in the present mode."""
+    def learn(self, branch: Branch, changed: set[int]) -> None:
+        """Remembers the buffers that a module changes in the present mode.
+
+        Those of the ids ``changed``, and the others of the same part of the block: what it has
+        written once may have been the value that was there. Running statistics in any case.
+        """
+        moving = []
+        for owner in self._owners:
+            own = [b for b in owner._buffers.values() if b is not None and not b.is_inference()]
+            counts = isinstance(owner, _NormBase) and owner.training
+            if counts or any(id(buffer) in changed for buffer in own):
+                moving += own
         self._moving[(branch, *(m.training for m in self._owners))] = moving
 
     def use(self, branch: Branch, ids: list[int]) -> tuple[list[Tensor], list[Tensor]]:
@@ -225,21 +236,49 @@ def _distinct(dictionaries: Iterable[dict[str, Any]]) -> list[Tensor]:
 
 
 class Snapshot:
-    """What a forward changes besides gradients, as it was, to run the forward again."""
+    """What a forward changes besides gradients, as it was, to run the forward again.
 
-    def __init__(self, inventories: list[Inventory], device: torch.device):
-        self.inventories, self.device = inventories, device
-        self.states = random_state(device) if inventories else []
-        self.buffers = [
-            (buffer, buffer.detach().clone())
-            for inventory in inventories
-            for buffer in inventory.buffers
-        ]
+    Args:
+        inventories: of its blocks.
+        branches: that it runs of each of them.
+    """
+
+    def __init__(
+        self, inventories: Sequence[Inventory], branches: Sequence[Branch], device: torch.device
+    ):
+        self._inventories, self._branches, self._device = inventories, branches, device
+        self._state = random_state(device) if inventories else []
+        self._buffers: dict[Inventory, list[tuple[Tensor, int, Tensor]]] = {}
+        for inventory in inventories:
+            if not inventory.buffers:
+                continue
+            known = [inventory.moving(branch) for branch in branches]
+            moving = [] if None in known else [b for found in known for b in found or ()]
+            watched = inventory.buffers if None in known else moving
+            self._buffers[inventory] = [(b, b._version, b.detach().clone()) for b in watched]
+
+    def learn(self) -> None:
+        """Remembers the buffers that the forward has changed: no others are copied the next time.
+
+        BatchNorm's kernels write its running statistics without a new version.
+        """
+        for inventory, buffers in self._buffers.items():
+            unknown = [b for b in self._branches if inventory.moving(b) is None]
+            if unknown:
+                changed = {
+                    id(buffer)
+                    for buffer, version, value in buffers
+                    if buffer._version != version or not torch.equal(buffer, value)
+                }
+                for branch in unknown:
+                    inventory.learn(branch, changed)
 
     def restore(self) -> None:
-        set_random_state(self.device, self.states)
-        for inventory in self.inventories:
+        """Puts it back."""
+        set_random_state(self._device, self._state)
+        for inventory in self._inventories:
             for held, name, thing in inventory.exchanged({}):
                 held[name] = thing
-        for buffer, value in self.buffers:
-            buffer.data.copy_(value)
+        for buffers in self._buffers.values():
+            for buffer, _, value in buffers:
+                buffer.data.copy_(value)

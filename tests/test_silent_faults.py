@@ -546,6 +546,23 @@ def test_a_module_that_is_not_replayed_is_an_error_when_the_numbers_have_arrived
         chain(stream())
 
 
+@pytest.mark.usefixtures("late")
+def test_a_buffer_that_ddp_writes_in_each_forward_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("dr2net.chain.several_processes", lambda: True)
+    chain, x = make_chain(0.875, 0.125), stream()
+    gradients(chain, x)
+    reads, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: reads.append(t.dtype) or tolist(t))
+    chain.coefficients.copy_(chain.coefficients.clone())  # as a broadcast does
+    loss = chain(x).sum()
+    assert not reads
+    loss.backward()
+    chain.coefficients.copy_(make_chain(0.5, 0.5).coefficients)
+    loss = chain(x).sum()
+    with pytest.raises(RuntimeError, match="written by something else than dr2net"):
+        loss.backward()
+
+
 def test_said_once_means_once_for_a_chain():
     chain = make_chain()
     with warnings.catch_warnings(record=True) as said:
