@@ -297,14 +297,14 @@ class Call:
     ) -> Tensor:
         with RECOMPUTING:
             outside = None if state is None else random_state(x.device)
-            changed = self.settings.apply()
+            changed, mode = self.settings.apply(), torch.is_grad_enabled()
             torch._C._set_grad_enabled(True)
             try:
                 if state is not None:
                     set_random_state(x.device, state)
                 return self(x, side, mask)
             finally:
-                torch._C._set_grad_enabled(False)
+                torch._C._set_grad_enabled(mode)
                 undo(changed)
                 if outside is not None:
                     set_random_state(x.device, outside)

@@ -36,6 +36,13 @@ def test_reconstruction_is_exact_in_exact_arithmetic_and_grows_in_float():
     assert 0 < errors[0] < errors[1]
 
 
+def test_reconstruction_leaves_the_gradient_mode_alone():
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            diagnostics.reconstruction_error(make_chain(0.5, 0.5), torch.randn(2, 5, 8))
+            assert torch.is_grad_enabled() == enabled
+
+
 def test_reconstruction_needs_beta():
     with pytest.raises(ValueError, match="no inverse"):
         diagnostics.reconstruction_error(make_chain(1, 0), torch.ones(2, 8))

@@ -71,7 +71,7 @@ def measure_ways(settings: dict, image: Tensor) -> dict[str, list[int]]:
     for way, with_cp in (("conventional", False), ("with_cp", True)):
         backbone = MODELS.build({**settings, "with_cp": with_cp})
         kept[way] = bytes_by_part(backbone, image)
-    backbone = dr2net.convert(backbone)
+    backbone = dr2net.convert(MODELS.build({**settings, "with_cp": False}))
     for alpha, beta in PAIRS:
         dr2net.set_coefficients(backbone, alpha, beta)
         kept[f"Dr²Net ({alpha:g}, {beta:g})"] = bytes_by_part(backbone, image)

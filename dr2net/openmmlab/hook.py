@@ -54,7 +54,6 @@ class CoefficientScheduleHook(Hook):
         self._chains = require_chains(runner.model)
         averaged = (hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))
         self._all = [*self._chains, *(chain for model in averaged for chain in chains(model))]
-        self._apply(runner.epoch if self.by_epoch else runner.iter)
         self._scale: float | None = None
         self._by_scaler = 0
 

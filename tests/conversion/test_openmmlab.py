@@ -125,6 +125,7 @@ def test_streams_are_laid_out_in_memory_as_the_original_s(variant):
     assert found[0] == found[1]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpointing was switched on")
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradients_are_those_of_stored_activations(variant, bf16):
