@@ -66,7 +66,8 @@ class Call:
 
     Args:
         where: number of the coupling, name of the chain, name of the block: for messages.
-        slicer: makes Slices of (block, branch, x), or None where the module runs whole.
+        slicer: makes Slices of (block, branch, x, what is known), or None where the module runs
+            whole: see ``conversion.mlps.Slicer``.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Call:
         block: nn.Module,
         branch: Branch,
         arguments: Arguments,
-        slicer: Callable[[nn.Module, Branch, Tensor], Slices | None] | None,
+        slicer: Callable[..., Slices | None] | None,
     ):
         self.where, self.block, self.branch = where, block, branch
         self.arguments, self.slicer = arguments, slicer
@@ -99,9 +100,9 @@ class Call:
             raise ShapeError(f"{self.name}: {error}") from None
         return output
 
-    def slices(self, x: Tensor) -> Slices | None:
+    def slices(self, x: Tensor, known: dict[Branch, bool] | None = None) -> Slices | None:
         """How the module runs over slices of x's tokens; None: it runs whole."""
-        return None if self.slicer is None else self.slicer(self.block, self.branch, x)
+        return None if self.slicer is None else self.slicer(self.block, self.branch, x, known)
 
     def stored(self, x: Tensor, side: Sequence[Tensor]) -> Tensor:
         """The run in forward, by whose graph autograd runs backward.
@@ -144,7 +145,7 @@ class Call:
             copies = [(buffer, buffer.detach().clone()) for buffer in watched]
             versions = [buffer._version for buffer in inventory.buffers]
         version = x._version
-        self._slices = sliced = self.slices(x)
+        self._slices = sliced = self.slices(x, inventory.sliceable)
         if sliced is not None:
             settings.random = None  # a mask may have been drawn
         parts = [(x, None)] if sliced is None else sliced.pairs(x)

@@ -116,7 +116,7 @@ class ReversibleChain(nn.Module):
         self.branches = tuple(branches)
         self.keep: frozenset[str] = frozenset()
         # Of (block, branch, x), slices of tokens to run over: see slice_mlps.
-        self.slicer: Callable[[nn.Module, Branch, Tensor], Slices | None] | None = None
+        self.slicer: Callable[..., Slices | None] | None = None
         # For revert, and the module that held the container. In tuples, or they would be children.
         self.container = (_emptied(blocks),)
         self.owner: tuple[nn.Module, ...] = ()

@@ -46,7 +46,7 @@ class Report:
             self._numbers = torch.empty_like(numbers, device="cpu", pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(numbers.device))
         else:
             self._numbers = numbers.cpu()
 
@@ -275,16 +275,12 @@ def skip_steps_that_are_not_finite() -> None:
 
 def _skip_if_not_finite(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    gradients = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    # Of FSDP2, which every process has a part of, and others.
-    sharded = [hasattr(g, "full_tensor") for g in gradients]
-    norms: list[Any] = []
-    for kind in sorted(set(sharded)):  # in the same order on all processes
-        alike = [g for g, is_one in zip(gradients, sharded, strict=True) if is_one == kind]
-        norms.append(get_total_norm(alike))
-    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    if all(norm.isfinite() for norm in whole):
+    found: list[Any] = [p.grad for p in parameters if p.grad is not None]
+    # Of FSDP2 the part that this process holds, which may be none. NaN in a chain's output is in
+    # all parts, so that processes agree without a word: a collective call here hung with gloo.
+    parts = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in found]
+    values = [part.coalesce().values() if part.is_sparse else part for part in parts]
+    if get_total_norm([value for value in values if value.numel()]).isfinite():
         return
     for parameter in parameters:
         parameter.grad = None  # what optimizers pass over, weight decay and moments included

@@ -56,7 +56,7 @@ def _settings(kind: str) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]
         (internal._get_sdp_priority_order, internal._set_sdp_priority_order),
         (internal._get_float32_matmul_precision, internal._set_float32_matmul_precision),
         (torch.get_default_dtype, torch.set_default_dtype),
-        (internal._get_deterministic_algorithms, internal._set_deterministic_algorithms),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
         (internal._get_mkldnn_enabled, internal._set_mkldnn_enabled),
     ]
     if kind == "cuda":
@@ -147,6 +147,7 @@ class Inventory:
     Attributes:
         parameters: each once.
         ids: theirs.
+        sliceable: whether a module can run over slices of its tokens, where that is known.
         made: those that others were made of (``torch.func.functional_call``).
         buffers: likewise, without those of inference mode, which do not change in training.
     """
@@ -160,6 +161,7 @@ class Inventory:
         self.parameters = _distinct(m._parameters for m in modules)
         self.ids = set(map(id, self.parameters))
         self.made = [p for p in self.parameters if not p.is_leaf]
+        self.sliceable: dict[Branch, bool] = {}
         self._uses: dict[Branch, tuple[list[int], list[bool], list[Tensor], list[Tensor]]] = {}
         self.buffers = [b for b in _distinct(m._buffers for m in modules) if not b.is_inference()]
         self._owners = [m for m in modules if m._buffers]

@@ -99,12 +99,23 @@ class Slicer:
     tokens: int
 
     def __call__(
-        self, block: nn.Module, branch: Callable[..., Tensor], x: Tensor
+        self,
+        block: nn.Module,
+        branch: Callable[..., Tensor],
+        x: Tensor,
+        known: dict[Callable[..., Tensor], bool] | None = None,
     ) -> Slices | None:
-        """Slices of x, if there are more tokens than ``tokens`` and the module can be sliced."""
-        if x.shape[:-1].numel() <= self.tokens or not can_be_sliced(block, branch):
+        """Slices of x, if there are more tokens than ``tokens`` and the module can be sliced.
+
+        Args:
+            known: of which branches that was found out, as long as the block stays as it is.
+        """
+        if x.shape[:-1].numel() <= self.tokens:
             return None
-        return Slices(x, self.tokens, draw_mask(block, branch, x))
+        known = {} if known is None else known
+        if branch not in known:
+            known[branch] = can_be_sliced(block, branch)
+        return Slices(x, self.tokens, draw_mask(block, branch, x)) if known[branch] else None
 
     def __str__(self) -> str:
         return f"slice_tokens={self.tokens}"

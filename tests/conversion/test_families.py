@@ -222,6 +222,22 @@ def test_it_reverts_to_the_original_classes(family):
 
 
 @FAMILIES
+def test_reverted_from_the_line_its_weights_are_the_library_s_own_network_s(family):
+    network, x = make(family)
+    plain, _ = make(family)
+    model = dr2net.convert(network)  # at (7/8, 1/8)
+    gradients(model, x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+    with pytest.warns(UserWarning, match=r"left \(alpha, beta\) = \(0.875, 0.125\)"):
+        reverted = dr2net.revert(model)
+    plain.load_state_dict(reverted.state_dict(), strict=True)
+    assert_same_bits(gradients(reverted, x), gradients(plain, x))
+
+
+@FAMILIES
 def test_verification_passes(family):
     network, x = make(family, chance=0.3)
     dr2net.verify(dr2net.convert(network, 1, 0.1), x)

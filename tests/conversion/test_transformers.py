@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import dr2net
+from dr2net.diagnostics import bytes_kept
 from tests.toy import assert_same_bits, gradients
 
 SIZES = {
@@ -369,3 +370,17 @@ def test_layers_that_cannot_be_split_are_named(family):
     with pytest.raises(ValueError, match=rf"\['Mine'\] has no adapter.*{kind.__name__}"):
         dr2net.convert(network)
     network(x)
+
+
+@pytest.mark.parametrize("make", [vit, videomae, dinov2])
+def test_gradient_checkpointing_takes_effect_where_activations_are_stored(make):
+    x = torch.randn(CLIP if make is videomae else IMAGE, requires_grad=True)
+    model = dr2net.convert(make(), 1, 0)
+    expected, stored = gradients(model, x), bytes_kept(lambda: model(x))
+    model.gradient_checkpointing_enable()
+    assert bytes_kept(lambda: model(x)) < stored
+    assert_same_bits(gradients(model, x), expected)
+    dr2net.set_coefficients(model, 0.875, 0.125)
+    (chain,) = dr2net.chains(model)
+    model(x)
+    assert chain.guard._said == {"checkpointing"}
