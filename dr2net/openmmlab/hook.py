@@ -55,7 +55,7 @@ class CoefficientScheduleHook(Hook):
         averaged = (hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))
         self._all = [*self._chains, *(chain for model in averaged for chain in chains(model))]
         self._scale: float | None = None
-        self._by_scaler = 0
+        self._by_scaler, self._before = 0, skipped_steps[0]
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.by_epoch:
@@ -76,7 +76,7 @@ class CoefficientScheduleHook(Hook):
             scale = scaler.get_scale()
             self._by_scaler += self._scale is not None and scale < self._scale
             self._scale = scale
-        skipped = skipped_steps[0] + self._by_scaler
+        skipped = skipped_steps[0] - self._before + self._by_scaler
         if skipped:
             runner.message_hub.update_scalar("train/skipped_steps", skipped)
 
