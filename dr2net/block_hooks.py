@@ -18,6 +18,7 @@ __all__ = [
     "after_couplings",
     "before_couplings",
     "is_observed",
+    "is_sharded",
     "is_sharding_hook",
     "refuse_bearing_container",
     "refuse_direct_call",
@@ -36,6 +37,13 @@ def refuse_sharded(modules: Iterable[nn.Module], remedy: str) -> None:
     for module in modules:
         if any(map(is_sharding_hook, module._forward_pre_hooks.values())):
             raise ValueError(f"fully_shard was called on a {_original_name(module)}: {remedy}")
+
+
+def is_sharded(blocks: Iterable[tuple[str, nn.Module]]) -> bool:
+    """Whether ``fully_shard`` was called on one of the blocks."""
+    return any(
+        is_sharding_hook(hook) for _, block in blocks for hook in block._forward_pre_hooks.values()
+    )
 
 
 def refuse_direct_call(block: nn.Module, inputs: tuple) -> None:

@@ -22,6 +22,7 @@ from .block_hooks import (
     after_couplings,
     before_couplings,
     is_observed,
+    is_sharded,
     refuse_bearing_container,
     refuse_direct_call,
     refuse_sharded,
@@ -337,10 +338,12 @@ class ReversibleChain(nn.Module):
         together = several and with_gradients
         if together:
             skip_steps_that_are_not_finite()
+        # A forward again could wait for other processes, which do not run theirs again.
+        repeats = not several or not (with_gradients or is_sharded(self._named(keys)))
         inventories = {k: self._inventory(self.get_submodule(k)) for k in keys} if waits else {}
         snapshot = Snapshot(list(inventories.values()), self.branches, x.device)
         range_bits, problem = guard.range_bits, None
-        poisons = together or not waits
+        poisons = not (repeats and waits)
         while True:
             this_pass = self.make_pass(keys, alpha, beta, x, args, kwargs, range_bits)
             result = self._run_pass(
@@ -359,7 +362,7 @@ class ReversibleChain(nn.Module):
                         raise FloatingPointError(not_finite(place)) from None
                     guard.say_once("not finite", f"{not_finite(place)} Its gradients are skipped.")
                     break
-                if together:  # a forward again could wait for others, which do not run again
+                if not repeats:
                     guard.widen(place, found.size, limit)
                     break
                 # What came after the first value beyond the range is not known: a wide guess.
