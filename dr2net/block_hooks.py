@@ -56,10 +56,6 @@ def refuse_direct_call(block: nn.Module, inputs: tuple) -> None:
 
 def has_own_hooks(block: nn.Module) -> bool:
     """Whether a block has other hooks than those of a chain and of ``fully_shard``."""
-    if len(block._forward_pre_hooks) <= 1 and not (
-        block._forward_hooks or block._backward_hooks or block._backward_pre_hooks
-    ):
-        return any(hook is not refuse_direct_call for hook in block._forward_pre_hooks.values())
     hooks = [
         *block._forward_hooks.values(),
         *block._forward_pre_hooks.values(),
@@ -75,8 +71,6 @@ def before_couplings(block: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
     Raises:
         TypeError: a mixed-precision policy would cast the tensors.
     """
-    if len(block._forward_pre_hooks) == 1:  # refuse_direct_call
-        return tensors
     given = tensors
     for number, hook in block._forward_pre_hooks.items():
         if is_sharding_hook(hook):

@@ -480,7 +480,7 @@ class ReversibleChain(nn.Module):
             Call((number, self.name, key), block, branch, arguments, slicer)
             for number, key, block, branch in self._numbered(keys)
         ]
-        arithmetic = self.make_arithmetic(beta, x, range_bits or self.guard.range_bits)
+        arithmetic = self.make_arithmetic(beta, x, range_bits)
         tolerance = 0.0
         if not arithmetic.invertible:
             tolerance = self._float_tolerance(alpha, beta, len(calls), x)

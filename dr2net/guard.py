@@ -4,9 +4,9 @@ Values beyond the range of the streams' words, NaN and infinity in forward; in b
 that are not those of forward. On a CPU all of it is known at once. Elsewhere numbers are sent on
 their way and looked at when they have arrived: in the next forward, in the first node of backward,
 when a state_dict is made, and, of forward's, at backward's end, before an optimizer can have the
-gradients. Until then a forward that
-went wrong is harmless: its output is NaN, and so are its gradients, which loss scalers skip and
-``skip_steps_that_are_not_finite`` keeps from every other optimizer.
+gradients. Until then a forward that went wrong is harmless: its output is NaN, and so are its
+gradients, which loss scalers skip and ``skip_steps_that_are_not_finite`` keeps from every other
+optimizer.
 """
 
 from __future__ import annotations
