@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import chain
 from threading import RLock
 from typing import Any
 
@@ -154,10 +155,9 @@ class Inventory:
 
     def __init__(self, block: nn.Module):
         modules = list(block.modules())
-        held = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
-        self._places = [(h, name, thing) for h in held for name, thing in h.items()]
-        self._held, self._empty = [h for h in held if h], [h for h in held if not h]
-        self._sizes = list(map(len, self._held))
+        self._held = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
+        self._places = [(held, name, thing) for held in self._held for name, thing in held.items()]
+        self._ids = self._ids_now()
         self.parameters = _distinct(m._parameters for m in modules)
         self.ids = set(map(id, self.parameters))
         self.made = [p for p in self.parameters if not p.is_leaf]
@@ -170,10 +170,10 @@ class Inventory:
 
     def is_current(self) -> bool:
         """Whether the block still holds all of it, and nothing else."""
-        for held, name, thing in self._places:
-            if held.get(name) is not thing:
-                return False
-        return list(map(len, self._held)) == self._sizes and not any(self._empty)
+        return self._ids_now() == self._ids
+
+    def _ids_now(self) -> list[int]:
+        return [*map(id, chain.from_iterable(map(dict.values, self._held)))]
 
     def moving(self, branch: Branch) -> list[Tensor] | None:
         """The buffers that a module changes in the present mode; None before its first run."""

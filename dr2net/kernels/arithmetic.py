@@ -22,6 +22,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..coefficients import COEFFICIENT_BITS, COEFFICIENT_ONE, RANGE_BITS
 
@@ -346,19 +347,21 @@ def _fields(bits: int) -> list[tuple[int, int]]:
 def pack(values: Tensor, bits: int) -> Tensor:
     """Packs uint8 ``values`` (1-d, each below 2^bits) to ``bits`` bits each.
 
-    A byte takes its fields from places that lie a stride apart, so that packing is a few
-    operations on contiguous slices.
+    A byte takes its fields from places that lie a stride apart: values are the rows of a matrix, a
+    row for each place in a byte.
     """
     columns = []
     for shift, width in _fields(bits):
-        per_byte = 8 // width
-        stride = -(-values.numel() // per_byte)
-        field = (values >> shift) & ((1 << width) - 1)
-        column = field[:stride].clone()
-        for place in range(1, per_byte):
-            part = field[place * stride : (place + 1) * stride]
-            column[: part.numel()] |= part << (place * width)
-        columns.append(column)
+        places = _places(width, values)
+        stride = -(-values.numel() // len(places))
+        field = values >> shift if shift else values
+        if shift + width < bits:
+            field = field & ((1 << width) - 1)
+        if missing := stride * len(places) - values.numel():
+            field = pad(field, (0, missing))
+        rows = field.view(len(places), stride)
+        # Of disjoint bits, so that the sum is their union.
+        columns.append((rows << places).sum(0, dtype=torch.uint8) if width < 8 else field)
     return columns[0] if len(columns) == 1 else torch.cat(columns)
 
 
@@ -367,12 +370,17 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     values: Tensor | None = None
     start = 0
     for shift, width in _fields(bits):
-        per_byte = 8 // width
-        stride = -(-count // per_byte)
+        places = _places(width, packed)
+        stride = -(-count // len(places))
         column = packed[start : start + stride]
         start += stride
-        mask = (1 << width) - 1
-        field = torch.cat([(column >> (place * width)) & mask for place in range(per_byte)])[:count]
-        values = field if values is None else values | (field << shift)
+        if width < 8:
+            column = (column >> places).bitwise_and_((1 << width) - 1).view(-1)[:count]
+        values = column if values is None else values | (column << shift)
     assert values is not None
     return values
+
+
+def _places(width: int, like: Tensor) -> Tensor:
+    """Where in a byte fields of ``width`` bits begin, as a column."""
+    return torch.arange(0, 8, width, dtype=torch.uint8, device=like.device)[:, None]
