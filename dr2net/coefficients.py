@@ -1,8 +1,7 @@
-"""(α, β): where they may lie, what they do to the streams, and how they travel with the weights."""
+"""(α, β): where they may lie, and how they travel with the weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,12 +14,9 @@ __all__ = [
     "RANGE_BITS",
     "alpha_on_the_line",
     "check_coefficients",
-    "error_growth",
     "from_state",
     "is_on_the_line",
-    "predicted_inverse_error",
     "round_coefficient",
-    "stream_growth",
     "to_state",
 ]
 
@@ -77,25 +73,3 @@ def from_state(values: Sequence[int]) -> tuple[float, float, int]:
     pair = alpha / COEFFICIENT_ONE, beta / COEFFICIENT_ONE
     check_coefficients(*pair)
     return *pair, max(RANGE_BITS, range_bits)
-
-
-def stream_growth(alpha: float, beta: float) -> float:
-    """λ: the factor by which streams grow at each coupling before the modules add anything."""
-    return (alpha + math.sqrt(alpha * alpha + 4 * beta)) / 2
-
-
-def error_growth(alpha: float, beta: float) -> float:
-    """g: the factor by which the inverse in floating point multiplies its error, each coupling."""
-    return 2 / (math.sqrt(alpha * alpha + 4 * beta) - alpha) if beta else math.inf
-
-
-def predicted_inverse_error(alpha: float, beta: float, couplings: int, dtype: torch.dtype) -> float:
-    """Relative error of the first activation of a chain when it is inverted in floating point.
-
-    The rounding error of the last coupling, in the ``dtype`` that the modules compute in, grown by
-    ``error_growth`` at each coupling on the way back. Above about 0.01 gradients are unusable.
-    """
-    if not beta:
-        return math.inf
-    log2_error = couplings * math.log2(error_growth(alpha, beta))
-    return 2.0 ** min(log2_error, 1000.0) * torch.finfo(dtype).eps

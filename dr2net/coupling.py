@@ -7,7 +7,7 @@ Each coupling is one node, so that the gradients of its parameters leave as soon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,13 +18,16 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import saved_tensors_hooks
 
+from .arguments import Arguments
 from .block_hooks import after_couplings, before_couplings
-from .call import Arguments, Call
+from .call import Call
 from .guard import Guard, fingerprint, first_difference
 from .kernels.arithmetic import Arithmetic
-from .replay import Inventory, Settings
+from .layout import with_strides
+from .messages import not_replayed, refuse_gradient_mode
+from .replay import Inventories, Settings
 from .stored import stored_coupling
-from .streams import Peak, Streams, combined, with_strides
+from .streams import Peak, Streams, combined
 
 __all__ = ["Pass", "run_couplings"]
 
@@ -35,14 +38,17 @@ class Pass:
 
     Attributes:
         name: of the chain.
+        modules: of a block.
         tolerance: of streams rebuilt in floating point, relative.
     """
 
     name: str
     calls: list[Call]
+    modules: int
     arguments: Arguments
     arithmetic: Arithmetic
     guard: Guard
+    inventories: Inventories
     tolerance: float = 0.0
     # By the graph task that runs them, as backwards through one graph may run at the same time.
     backwards: dict[int, _Backward] = field(default_factory=dict)
@@ -75,60 +81,59 @@ class _Backward:
 def run_couplings(
     this_pass: Pass,
     x: Tensor,
-    inventory: Callable[[Call], Inventory],
     rebuilt: Sequence[bool],
-    outputs: Collection[int],
+    is_output: Sequence[bool],
     checkpointed: bool,
-    after: Callable[[int, Tensor], None],
-) -> None:
-    """Runs a row of couplings with gradients on.
+) -> Iterator[Tensor]:
+    """Runs a row of couplings with gradients on; gives x after each of their blocks.
 
     Args:
         x: what enters the first.
-        inventory: of a call's block.
-        rebuilt: for each coupling, whether backward rebuilds its input and runs its module again;
-            autograd stores what it needs of the others, which are the reference.
-        outputs: the couplings whose x leaves the row.
+        rebuilt: for each block, whether backward rebuilds its couplings' inputs and runs their
+            modules again; autograd stores what it needs of the others, which are the reference.
+        is_output: for each block, whether the x after it leaves the row.
         checkpointed: whether modules whose activations are stored are checkpointed.
-        after: is given the number of each coupling in the row, and x behind it.
     """
     calls, side = this_pass.calls, this_pass.arguments.side
-    settings = Settings(x.device)
-    held: Inventory | None = None
+    settings, last = Settings(x.device), len(calls) - 1
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     x, y = _Start.apply(this_pass, x)
     this_pass.strides = x.stride()
-    last = len(calls) - 1
+    follows = False  # whether streams were rebuilt up to here
+    held: Any = None
     for index, call in enumerate(calls):
-        block = call.block
-        if index == 0 or block is not calls[index - 1].block:
-            entered, y = before_couplings(block, x, y)
+        block_index, module = divmod(index, this_pass.modules)
+        is_first, is_last = module == 0, module == this_pass.modules - 1
+        leaves = is_last and is_output[block_index]
+        if is_first:
+            entered, y = before_couplings(call.block, x, y)
             x = entered
-        if not rebuilt[index]:
+        if not rebuilt[block_index]:
             x, y = stored_coupling(this_pass, call, x, y, checkpointed)
             settings.random = None  # its module may have drawn
         else:
             # A block's second module finds what the first one did, unless that changed buffers.
-            if held is None or held.buffers or block is not calls[index - 1].block:
-                held = inventory(call)
+            if is_first or held.buffers:
+                held = this_pass.inventories.of(call.where[2], call.block)
             # What the graph of a first run saves is not for the user's hooks (to offload).
             with saved_tensors_hooks(_itself, _itself) if hooked else nullcontext():
                 output = call.first(x, side, held, settings)
             if call.used or x.requires_grad or any(tensor.requires_grad for tensor in side):
-                if index == 0 or not rebuilt[index - 1] or not x.requires_grad:
+                if not follows or not x.requires_grad:
                     this_pass.fingerprints[index] = fingerprint(this_pass.streams)
-                keeps_streams = index in outputs or index == last or not rebuilt[index + 1]
+                ends = index == last or (is_last and not rebuilt[block_index + 1])
                 x, y = _apply_coupling(
-                    this_pass, index, keeps_streams, output, x, y, *side, *call.used
+                    this_pass, index, leaves or ends, output, x, y, *side, *call.used
                 )
             else:  # before the first coupling that needs a gradient there is nothing to rebuild
                 x, _ = this_pass.streams.advance(output, keep_remainder=False)
                 y = this_pass.stand_in(x)
-        if index == last or block is not calls[index + 1].block:
-            x, y = after_couplings(block, entered, x, y)
-        if index in outputs:
-            settings.random = None  # what is done with x may draw
-        after(index, x)
+        follows = rebuilt[block_index]
+        if is_last:
+            x, y = after_couplings(call.block, entered, x, y)
+            yield x
+        if leaves:
+            settings.random = None  # what was done with x may have drawn
     this_pass.streams.drop()
     this_pass.arguments.side = []
 
@@ -180,8 +185,7 @@ class _Coupling(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> tuple:
         this_pass, index = ctx.this_pass, ctx.index
         call, beta = this_pass.calls[index], this_pass.arithmetic.beta
-        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-            _refuse_gradient_mode(this_pass)
+        refuse_gradient_mode(this_pass.name)
         remainder, *kept = ctx.saved_tensors
         if ctx.keeps_streams:
             this_pass.guard.look()
@@ -189,15 +193,14 @@ class _Coupling(torch.autograd.Function):
         else:
             backward = this_pass.backwards[torch._C._current_graph_task_id()]
         needs_x, _, *needs = ctx.needs_input_grad[4:]
-        streams = backward.streams
         # The input, and the same run again.
-        before, x = streams.rebuild(remainder)
+        before, x = backward.streams.rebuild(remainder)
         inputs = [x.requires_grad_(needs_x)]
         for tensor, needed in zip(backward.side, needs, strict=False):
             inputs.append(tensor.detach().requires_grad_(needed))
         with call.put_back() as parameters:
             output, gradients = call.again(inputs, parameters, grad_x)
-            streams.retreat(before, output)
+            backward.streams.retreat(before, output)
             backward.position = index - 1
             del before, output, x  # the module's backward is where memory has its peak
             of_x, *grads = gradients()
@@ -212,11 +215,10 @@ _apply_coupling = super(torch.autograd.Function, _Coupling).apply
 
 def _begin(this_pass: Pass, index: int, kept: list[Tensor]) -> _Backward:
     """Takes up the streams that coupling ``index`` kept; those rebuilt so far must agree."""
-    task = torch._C._current_graph_task_id()
-    x, y, *side = kept
     # Hooks on saved tensors (save_on_cpu) return them contiguous.
-    x, y = (with_strides(stream, this_pass.strides) for stream in (x, y))
-    side = list(map(with_strides, side, this_pass.arguments.strides))
+    x, y = (with_strides(stream, this_pass.strides) for stream in kept[:2])
+    side = list(map(with_strides, kept[2:], this_pass.arguments.strides))
+    task = torch._C._current_graph_task_id()
     backward = this_pass.backwards.get(task)
     if backward is not None and backward.position == index:
         before = fingerprint(Streams(this_pass.arithmetic, x, y))
@@ -235,8 +237,7 @@ def _finish(this_pass: Pass, first: int) -> None:
     backward.side = []
 
 
-def _end(this_pass: Pass, task: int) -> None:
-    """At the end of a backward, also of one that stops halfway."""
+def _end(this_pass: Pass, task: int) -> None:  # of a backward, also of one that stops halfway
     this_pass.backwards.pop(task, None)
     this_pass.guard.look(wait=True)  # forward's numbers have long arrived
 
@@ -248,33 +249,10 @@ def _compare(this_pass: Pass, backward: _Backward, first: int, before: Tensor | 
         # A module that returned other bits than in forward is told by its output's peak.
         ran = this_pass.output_peaks[first + 1 : first + 1 + len(peaks)]
         place = first_difference(ran, peaks[::-1])
-        return _not_replayed(this_pass.place(first if place is None else first + place))
+        return not_replayed(this_pass.place(first if place is None else first + place))
 
     this_pass.guard.compare(backward.streams, before, describe, this_pass.tolerance)
 
 
-def _not_replayed(place: str) -> str:
-    return (
-        f"{place}, or one near it, returned other values when it was recomputed in backward: "
-        "discard this backward's gradients. A module of a chain must be deterministic given its "
-        "input, PyTorch's random state, autocast and other global settings: no own random "
-        "generator, no counters, no state that forward changes. "
-        "dr2net.verify(model, *inputs) finds the module; dr2net.set_reversible(model, False) "
-        "trains with activations stored."
-    )
-
-
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _refuse_gradient_mode(this_pass: Pass) -> None:
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            f"{this_pass.name} is reversible and cannot run backward under torch.inference_mode, "
-            "where nothing recomputed gets a gradient: leave it first."
-        )
-    raise RuntimeError(
-        f"{this_pass.name} is reversible and has no second derivative "
-        "(create_graph=True): call dr2net.set_reversible(model, False) for it."
-    )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .block_hooks import refuse_sharded
 from .chain import ReversibleChain
-from .coefficients import error_growth, predicted_inverse_error, stream_growth
 from .conversion import set_reversible
+from .growth import error_growth, predicted_inverse_error, stream_growth
 from .replay import Inventory, Settings
 from .verification import undisturbed
 

@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .block_hooks import refuse_sharded
 from .branches import Branch
 
 __all__ = [
     "RECOMPUTING",
+    "Inventories",
     "Inventory",
     "RandomState",
     "Settings",
     "Snapshot",
+    "WatchedBuffers",
     "compute_dtype",
     "fix_settings",
     "holding",
@@ -155,8 +158,9 @@ class Inventory:
 
     def __init__(self, block: nn.Module):
         modules = list(block.modules())
-        self._held = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
-        self._places = [(held, name, thing) for held in self._held for name, thing in held.items()]
+        held = [d for m in modules for d in (m._parameters, m._buffers, m._modules)]
+        self._places = [(d, name, thing) for d in held for name, thing in d.items()]
+        self._things = [d.values() for d in held]  # views: what is held at any time
         self._ids = self._ids_now()
         self.parameters = _distinct(m._parameters for m in modules)
         self.ids = set(map(id, self.parameters))
@@ -173,7 +177,7 @@ class Inventory:
         return self._ids_now() == self._ids
 
     def _ids_now(self) -> list[int]:
-        return [*map(id, chain.from_iterable(map(dict.values, self._held)))]
+        return [*map(id, chain.from_iterable(self._things))]
 
     def moving(self, branch: Branch) -> list[Tensor] | None:
         """The buffers that a module changes in the present mode; None before its first run."""
@@ -215,6 +219,29 @@ class Inventory:
         return [entry for entry in wanted if entry[0].get(entry[1]) is not entry[2]]
 
 
+class Inventories:
+    """Those of a chain's blocks; a copy or pickle starts anew."""
+
+    def __init__(self) -> None:
+        self._of: dict[nn.Module, Inventory] = {}
+
+    def __reduce__(self) -> tuple:
+        return Inventories, ()
+
+    def of(self, key: str, block: nn.Module) -> Inventory:
+        """The inventory of ``block``, named ``key``, as it is now."""
+        inventory = self._of.get(block)
+        if inventory is None or not inventory.is_current():
+            # Hooks inside a block would run again in the recomputation, where FSDP2 would lose the
+            # gradients.
+            refuse_sharded(
+                (part for part in block.modules() if part is not block),
+                f"it stands in block {key!r} of a chain, so shard the block instead.",
+            )
+            inventory = self._of[block] = Inventory(block)
+        return inventory
+
+
 @contextmanager
 def holding(
     moved: list[tuple[dict[str, Any], str, Any]], result: Sequence[Tensor] = ()
@@ -237,6 +264,44 @@ def _distinct(dictionaries: Iterable[dict[str, Any]]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in found}.values())
 
 
+class WatchedBuffers:
+    """Copies of the buffers that modules of a block may change, to find those that they did.
+
+    All of them before a module's first run in the block's present mode, later those known to
+    change. BatchNorm's kernels write its running statistics without a new version, so that the
+    first run compares values, too. A buffer that begins to change later is known from then on;
+    backward notices if it mattered.
+
+    Args:
+        inventory: of the block.
+        branches: the modules about to run.
+    """
+
+    def __init__(self, inventory: Inventory, branches: Sequence[Branch]):
+        self._inventory, self._branches = inventory, branches
+        self._known = [inventory.moving(branch) for branch in branches]
+        self._is_new = None in self._known
+        known = {id(buffer): buffer for found in self._known for buffer in found or ()}
+        watched = inventory.buffers if self._is_new else known.values()
+        self.copies = [(buffer, buffer.detach().clone()) for buffer in watched]
+        self._versions = [buffer._version for buffer in inventory.buffers]
+
+    def moved(self) -> list[tuple[Tensor, Tensor]]:
+        """The copies of the buffers that the modules change, which the inventory remembers."""
+        inventory = self._inventory
+        versions = zip(inventory.buffers, self._versions, strict=True)
+        changed = {id(buffer) for buffer, version in versions if buffer._version != version}
+        if self._is_new:
+            changed.update(id(b) for b, old in self.copies if not torch.equal(b, old))
+        for branch, known in zip(self._branches, self._known, strict=True):
+            # Which of several modules has changed a buffer cannot be told.
+            before = set() if known is None else set(map(id, known))
+            if known is None or (len(self._branches) == 1 and not changed <= before):
+                inventory.learn(branch, changed | before)
+        moving = {id(b) for branch in self._branches for b in inventory.moving(branch) or ()}
+        return [entry for entry in self.copies if id(entry[0]) in moving]
+
+
 class Snapshot:
     """What a forward changes besides gradients, as it was, to run the forward again.
 
@@ -248,32 +313,14 @@ class Snapshot:
     def __init__(
         self, inventories: Sequence[Inventory], branches: Sequence[Branch], device: torch.device
     ):
-        self._inventories, self._branches, self._device = inventories, branches, device
+        self._inventories, self._device = inventories, device
         self._state = random_state(device) if inventories else []
-        self._buffers: dict[Inventory, list[tuple[Tensor, int, Tensor]]] = {}
-        for inventory in inventories:
-            if not inventory.buffers:
-                continue
-            known = [inventory.moving(branch) for branch in branches]
-            moving = [] if None in known else [b for found in known for b in found or ()]
-            watched = inventory.buffers if None in known else moving
-            self._buffers[inventory] = [(b, b._version, b.detach().clone()) for b in watched]
+        self._buffers = [WatchedBuffers(i, branches) for i in inventories if i.buffers]
 
     def learn(self) -> None:
-        """Remembers the buffers that the forward has changed: no others are copied the next time.
-
-        BatchNorm's kernels write its running statistics without a new version.
-        """
-        for inventory, buffers in self._buffers.items():
-            unknown = [b for b in self._branches if inventory.moving(b) is None]
-            if unknown:
-                changed = {
-                    id(buffer)
-                    for buffer, version, value in buffers
-                    if buffer._version != version or not torch.equal(buffer, value)
-                }
-                for branch in unknown:
-                    inventory.learn(branch, changed)
+        """Remembers the buffers that the forward has changed: only they are copied from now on."""
+        for buffers in self._buffers:
+            buffers.moved()
 
     def restore(self) -> None:
         """Puts it back."""
@@ -281,6 +328,6 @@ class Snapshot:
         for inventory in self._inventories:
             for held, name, thing in inventory.exchanged({}):
                 held[name] = thing
-        for buffers in self._buffers.values():
-            for buffer, _, value in buffers:
+        for buffers in self._buffers:
+            for buffer, value in buffers.copies:
                 buffer.data.copy_(value)

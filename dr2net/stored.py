@@ -6,35 +6,63 @@ The reference that gradients are compared with, kept blocks, and forwards withou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .block_hooks import after_couplings, before_couplings
+from .branches import Branch
 from .call import Call
 from .streams import combined
 
-__all__ = ["run_without_gradients", "stored_coupling"]
+__all__ = ["run_plain", "run_without_gradients", "stored_coupling"]
 
 
-def run_without_gradients(
-    this_pass: Any, x: Tensor, after: Callable[[int, Tensor], None]
-) -> None:
-    """Runs a row of couplings; ``after`` is given the number of each, and x behind it."""
-    streams, side, calls = this_pass.streams, this_pass.arguments.side, this_pass.calls
+def run_without_gradients(this_pass: Any, x: Tensor) -> Iterator[Tensor]:
+    """Runs a row of couplings; gives x after each of their blocks."""
+    streams, side = this_pass.streams, this_pass.arguments.side
     x = streams.start(x)
-    for index, call in enumerate(calls):
-        if index == 0 or call.block is not calls[index - 1].block:
+    for index, call in enumerate(this_pass.calls):
+        module = index % this_pass.modules
+        if module == 0:
             (x,) = before_couplings(call.block, x)
             entered = x
         x, _ = streams.advance(call.stored(x, side), keep_remainder=False)
-        if index == len(calls) - 1 or call.block is not calls[index + 1].block:
+        if module == this_pass.modules - 1:
             (x,) = after_couplings(call.block, entered, x)
-        after(index, x)
+            yield x
     streams.drop()
+
+
+def run_plain(
+    blocks: Iterable[tuple[str, nn.Module]],
+    branches: Sequence[Branch],
+    alpha: float,
+    x: Tensor,
+    args: tuple,
+    kwargs: dict[str, Any],
+    checkpointed: bool,
+    take: Callable[[str, Tensor], None],
+) -> Tensor:
+    """Runs blocks at β = 0, one after the other as autograd has it; ``take`` is given x by name."""
+
+    def run(block: nn.Module, x: Tensor) -> Tensor:
+        for branch in branches:
+            x = branch(block, x, alpha, *args, **kwargs)
+        return x
+
+    for key, block in blocks:
+        (entered,) = before_couplings(block, x)
+        if checkpointed:
+            x = checkpoint(run, block, entered, use_reentrant=False)
+        else:
+            x = run(block, entered)
+        (x,) = after_couplings(block, entered, x)
+        take(key, x)
+    return x
 
 
 def stored_coupling(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .kernels.arithmetic import Arithmetic
+from .layout import in_a_memory_format
 
-__all__ = ["Peak", "Streams", "combined", "peak", "with_strides"]
+__all__ = ["Peak", "Streams", "combined", "lowest_and_highest", "peak"]
 
 ROWS_AT_ONCE = 64
 
@@ -39,12 +40,13 @@ class Streams:
         # Of the input or the modules' outputs, and of x, in the order of the moves.
         self.output_peaks: list[Peak] = []
         self.stream_peaks: list[Peak] = []
+        self._sizes: Tensor | None = None
         self._rows: list[Tensor] = []
 
     def start(self, value: Tensor) -> Tensor:
         """Makes the first pair of a chain's input; returns x as modules see it."""
         self.output_peaks.append(peak(value))  # what lies beyond the range may encode to anything
-        self.x = self.arithmetic.encode(_in_a_memory_format(value))
+        self.x = self.arithmetic.encode(in_a_memory_format(value))
         self.y, _ = self.arithmetic.scale(self.x, keep_remainder=False)
         return self._value()
 
@@ -103,6 +105,14 @@ class Streams:
             self.output_peaks.append(peak(output))
             y = self.arithmetic.subtract(x, output, in_place=self._is_own(x))
         self._move(before, y)
+
+    def sizes(self) -> Tensor:
+        """The largest |value| of input and outputs, and of the stream x: (2, couplings + 1)."""
+        if self._sizes is None or self._sizes.shape[1] != len(self.stream_peaks):
+            peaks = [*self.output_peaks, *self.stream_peaks]
+            ends = torch.stack([end for peak in peaks for end in lowest_and_highest(peak)]).abs()
+            self._sizes = ends.view(2, -1, 2).amax(2)
+        return self._sizes
 
     def save(self) -> tuple[Tensor, Tensor]:
         """The pair, for autograd to save: it stays as it is."""
@@ -167,24 +177,6 @@ def peak(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return torch.aminmax(tensor.detach() if tensor.requires_grad else tensor)
 
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
-def _in_a_memory_format(x: Tensor) -> Tensor:
-    """``x`` contiguous, unless it is channels last: streams keep their first one's layout.
-
-    A permuted one, such as a patch embedding's, would have every operation of the chain run across
-    the lines of memory.
-    """
-    last = _CHANNELS_LAST.get(x.ndim)
-    return x if last and x.is_contiguous(memory_format=last) else x.contiguous()
-
-
-def with_strides(tensor: Tensor, strides: tuple[int, ...] | None) -> Tensor:
-    """``tensor`` with the strides it had, by which kernels are chosen, if they leave no gaps."""
-    if strides is None or tensor.stride() == strides:
-        return tensor
-    wanted = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    # 0: all elements lie apart, without gaps.
-    dense = torch._debug_has_internal_overlap(wanted) == 0
-    return wanted.copy_(tensor) if dense else tensor
+def lowest_and_highest(peak: Peak) -> tuple[Tensor, Tensor]:
+    """The two ends of a peak, the same one twice where only the size is known."""
+    return peak if isinstance(peak, tuple) else (peak, peak)

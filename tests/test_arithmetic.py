@@ -7,14 +7,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dr2net.coefficients import (
-    alpha_on_the_line,
-    error_growth,
-    is_on_the_line,
-    predicted_inverse_error,
-    round_coefficient,
-    stream_growth,
-)
+from dr2net.coefficients import alpha_on_the_line, is_on_the_line, round_coefficient
+from dr2net.growth import error_growth, predicted_inverse_error, stream_growth
 from dr2net.kernels import arithmetic as arithmetics
 from dr2net.kernels.arithmetic import ExactArithmetic, FloatArithmetic, make_arithmetic
 from dr2net.streams import combined as combine_gradients

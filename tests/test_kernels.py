@@ -206,7 +206,7 @@ def test_a_coupling_launches_three_operations_at_most_each_way(coupling, monkeyp
 
         return run
 
-    for name in ("__call__", "_gradients"):
+    for name in ("__call__", "gradients"):
         monkeypatch.setattr(Call, name, apart(getattr(Call, name)))
     for name in ("advance", "rebuild", "subtract"):
         monkeypatch.setattr(coupling, name, apart(getattr(coupling, name)))

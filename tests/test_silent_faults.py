@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dr2net
-from dr2net import guard, residual
+from dr2net import optimizers, residual
 from dr2net.diagnostics import bytes_kept
 from tests.toy import Block, assert_same_bits, gradients, make_chain, mix
 
@@ -126,7 +126,7 @@ def test_checkpointing_takes_effect_where_activations_are_stored(name, monkeypat
     x = torch.randn(2, 3, 160, 160, requires_grad=True)
     expected = gradients(model, x)
     stored = bytes_kept(lambda: model(x))
-    calls = checkpointed_calls(monkeypatch, "dr2net.chain")
+    calls = checkpointed_calls(monkeypatch, "dr2net.stored")
     model.set_grad_checkpointing(True)
     assert bytes_kept(lambda: model(x)) < stored
     assert len(calls) == sum(len(c.coupled_keys()) for c in dr2net.chains(model))
@@ -441,9 +441,9 @@ def late(monkeypatch):
         def read(self):
             return self.numbers.tolist()
 
-    monkeypatch.setattr(guard, "Report", Report)
-    monkeypatch.setattr(guard, "is_immediate", lambda device: False)
-    monkeypatch.setattr("dr2net.chain.is_immediate", lambda device: False)
+    monkeypatch.setattr("dr2net.guard.Report", Report)
+    for module in ("chain", "container", "guard"):
+        monkeypatch.setattr(f"dr2net.{module}.is_immediate", lambda device: False)
     ARRIVED[0] = False
     yield
     ARRIVED[0] = True
@@ -502,7 +502,7 @@ def test_a_jump_beyond_the_range_never_reaches_an_optimizer():
     optimizer.step()
     optimizer.zero_grad()
     before = [parameter.detach().clone() for parameter in chain.parameters()]
-    skipped = guard.skipped_steps[0]
+    skipped = optimizers.skipped_steps[0]
     for block in chain:
         block.dropout.gain = 1e5
     output = chain(x)
@@ -511,7 +511,7 @@ def test_a_jump_beyond_the_range_never_reaches_an_optimizer():
         output.square().mean().backward()
     with pytest.warns(UserWarning, match="A step was skipped"):
         optimizer.step()
-    assert guard.skipped_steps[0] == skipped + 1
+    assert optimizers.skipped_steps[0] == skipped + 1
     assert_same_bits(before, [parameter.detach() for parameter in chain.parameters()])
     # From the next step on there is room.
     optimizer.zero_grad()
@@ -548,7 +548,8 @@ def test_a_module_that_is_not_replayed_is_an_error_when_the_numbers_have_arrived
 
 @pytest.mark.usefixtures("late")
 def test_a_buffer_that_ddp_writes_in_each_forward_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("dr2net.chain.several_processes", lambda: True)
+    for module in ("chain", "container"):
+        monkeypatch.setattr(f"dr2net.{module}.several_processes", lambda: True)
     chain, x = make_chain(0.875, 0.125), stream()
     gradients(chain, x)
     reads, tolist = [], torch.Tensor.tolist

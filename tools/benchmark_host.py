@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -76,48 +76,69 @@ def one_operation_a_move() -> Iterator[None]:
 
 
 class Bare(nn.Module):
-    """The least that a reversible network can do: a node a coupling, nothing checked."""
+    """The least that a reversible network can do: a node a coupling, nothing checked.
 
-    def __init__(self, blocks: nn.Sequential):
+    Args:
+        slices: that each MLP runs over, one after the other.
+    """
+
+    def __init__(self, blocks: nn.Sequential, slices: int = 1):
         super().__init__()
         self.blocks = blocks
         self.parts = [
-            (block, branch, [p for n in names for p in block.get_submodule(n).parameters()])
+            (block, branch, [p for n in names for p in block.get_submodule(n).parameters()], count)
             for block in blocks
-            for branch, names in ((attention, ("norm1", "attn")), (mlp, ("norm2", "mlp")))
+            for branch, names, count in (
+                (attention, ("norm1", "attn"), 1),
+                (mlp, ("norm2", "mlp"), slices),
+            )
         ]
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
         pair = [x.detach(), x.detach()]
         y = x
-        for block, branch, parameters in self.parts:
+        for block, branch, parameters, slices in self.parts:
             with torch.enable_grad():
-                output = branch(block, x, 0.0).detach()
-            x, y = _BareNode.apply(pair, partial(branch, block), output, x, y, *parameters)
+                outputs = [branch(block, part, 0.0).detach() for part in _cut(x, slices)]
+            output = _joined(outputs)
+            x, y = _BareNode.apply(pair, partial(branch, block), slices, output, x, y, *parameters)
         return x
 
 
 class _BareNode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pair, module, output, x, y, *parameters):
-        ctx.pair, ctx.module, ctx.parameters = pair, module, parameters
+    def forward(ctx, pair, module, slices, output, x, y, *parameters):
+        ctx.pair, ctx.module, ctx.slices, ctx.parameters = pair, module, slices, parameters
         pair[0], pair[1] = pair[1] + output, pair[0]
         return pair[0].detach(), pair[1].detach()
 
     @staticmethod
     def backward(ctx, grad_x, grad_y):
         pair = ctx.pair
-        x = pair[1].detach().requires_grad_()
-        with torch.enable_grad():
-            output = ctx.module(x, 0.0)
-        pair[0], pair[1] = x.detach(), pair[0] - output.detach()
-        of_x, *grads = torch.autograd.grad(output, (x, *ctx.parameters), grad_x)
-        return None, None, None, of_x + grad_y, grad_x, *grads
+        outputs, of_x, sums = [], [], []
+        for part, grad in zip(_cut(pair[1], ctx.slices), _cut(grad_x, ctx.slices), strict=True):
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
+                output = ctx.module(part, 0.0)
+            outputs.append(output.detach())
+            found, *grads = torch.autograd.grad(output, (part, *ctx.parameters), grad)
+            of_x.append(found)
+            sums = [a.add_(b) for a, b in zip(sums, grads, strict=True)] if sums else grads
+        pair[0], pair[1] = pair[1], pair[0] - _joined(outputs)
+        return None, None, None, None, _joined(of_x) + grad_y, grad_x, *sums
 
 
-def bare(model: nn.Module) -> nn.Module:
+def _cut(x: Tensor, slices: int) -> Sequence[Tensor]:
+    return [x] if slices == 1 else x.chunk(slices, dim=1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def bare(model: nn.Module, slices: int = 1) -> nn.Module:
     """``model`` with its blocks run by ``Bare``."""
-    model.blocks = Bare(model.blocks)
+    model.blocks = Bare(model.blocks, slices)
     return model
 
 
@@ -125,6 +146,7 @@ METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "conventional": lambda model: model,
     CHECKPOINT: checkpointed,
     BARE: bare,
+    f"{BARE}, MLPs in 2 slices": partial(bare, slices=2),
     ONE_OPERATION: partial(reversible, alpha=0, beta=1),
     "Dr²Net (0, 1)": partial(reversible, alpha=0, beta=1),
     "Dr²Net (7/8, 1/8)": partial(reversible, alpha=0.875, beta=0.125),

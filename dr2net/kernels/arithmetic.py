@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..coefficients import COEFFICIENT_BITS, COEFFICIENT_ONE, RANGE_BITS
+from ..layout import as_laid_out, in_memory_order, laid_out_like
 
 __all__ = [
     "ARITHMETICS",
@@ -32,7 +33,6 @@ __all__ = [
     "ExactArithmetic",
     "FloatArithmetic",
     "check_arithmetic",
-    "laid_out_like",
     "make_arithmetic",
 ]
 
@@ -148,11 +148,11 @@ class ExactArithmetic:
         # Multiplying by a power of two is exact, so the only rounding is round()'s.
         if x.dtype.itemsize < 4:
             x = x.to(torch.float32)
-        return (x.detach() * self.one).round_().to(self.word)
+        return torch.mul(x.detach() if x.requires_grad else x, self.one).round_().to(self.word)
 
     def decode(self, stream: Tensor) -> Tensor:
         if self.wide == torch.get_default_dtype():
-            value = _as_laid_out(torch.mul(stream, 1 / self.one), stream)  # as below, in one call
+            value = as_laid_out(torch.mul(stream, 1 / self.one), stream)  # as below, in one call
         else:
             value = stream.to(self.wide).mul_(1 / self.one)
         return value if self.dtype == self.wide else value.to(self.dtype)
@@ -162,7 +162,7 @@ class ExactArithmetic:
             return x, None
         if torch.compiler.is_exporting():
             return self._scale_in_plain_operations(x), None
-        flat = _in_memory_order(x)
+        flat = in_memory_order(x)
         y = torch.empty_like(flat)
         if not keep_remainder:
             _in_parts(self._scale, flat, y)
@@ -202,7 +202,7 @@ class ExactArithmetic:
         if not self.remainder_bits:
             return y
         assert remainder is not None  # scale() returned it
-        flat = _in_memory_order(y)
+        flat = in_memory_order(y)
         x = torch.empty_like(flat)
         _in_parts(self._unscale, flat, unpack(remainder, self.remainder_bits, flat.numel()), x)
         return x.as_strided(y.shape, y.stride())
@@ -238,15 +238,15 @@ class ExactArithmetic:
         self, operation: Callable[..., Tensor], stream: Tensor, g: Tensor, in_place: bool
     ) -> Tensor:
         if not _is_large(stream):
-            return _as_laid_out(operation(stream, self.encode(laid_out_like(stream, g))), stream)
+            return as_laid_out(operation(stream, self.encode(laid_out_like(stream, g))), stream)
         g = laid_out_like(stream, g)
-        flat = _in_memory_order(stream)
+        flat = in_memory_order(stream)
         result = flat if in_place else torch.empty_like(flat)
 
         def combine(stream: Tensor, g: Tensor, result: Tensor) -> None:
             operation(stream, self.encode(g), out=result)
 
-        _in_parts(combine, flat, _in_memory_order(g), result)
+        _in_parts(combine, flat, in_memory_order(g), result)
         return result.as_strided(stream.shape, stream.stride())
 
     def kernels(self, stream: Tensor, value_dtype: torch.dtype) -> ModuleType | None:
@@ -283,32 +283,6 @@ def make_arithmetic(
         fraction_bits = min(FRACTION_BITS_OF_WIDE_WORDS, 62 - range_bits)
         return ExactArithmetic(beta, dtype, torch.int64, fraction_bits)
     return ExactArithmetic(beta, dtype, torch.int32, 30 - range_bits)
-
-
-def laid_out_like(stream: Tensor, g: Tensor) -> Tensor:
-    """The values of ``g``, of the shape of ``stream``, in its memory layout."""
-    if g.stride() == stream.stride():
-        return g.detach() if g.requires_grad else g
-    return torch.empty_like(stream, dtype=g.dtype).copy_(g.detach())
-
-
-def _as_laid_out(result: Tensor, stream: Tensor) -> Tensor:
-    """What an operation made of ``stream``, with its strides.
-
-    PyTorch gives dimensions of size 1 strides of its own, by which kernels are chosen.
-    """
-    if result.stride() == stream.stride():
-        return result
-    return result.as_strided(stream.shape, stream.stride())
-
-
-def _in_memory_order(stream: Tensor) -> Tensor:
-    """The elements of a stream, which lies in memory without gaps, as a flat view.
-
-    ``as_strided`` with the stream's strides leads back from a flat tensor: not view(), which gives
-    dimensions of size 1 strides of its own, by which kernels are chosen.
-    """
-    return stream.as_strided((stream.numel(),), (1,))
 
 
 def _in_parts(function: Callable[..., None], *flat: Tensor) -> None:

@@ -14,7 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..coefficients import COEFFICIENT_BITS, COEFFICIENT_ONE
-from .arithmetic import ExactArithmetic, laid_out_like
+from ..layout import laid_out_like
+from .arithmetic import ExactArithmetic
 
 __all__ = ["advance", "new_peaks", "rebuild", "subtract"]
 

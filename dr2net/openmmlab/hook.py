@@ -12,7 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from ..conversion import chains, require_chains
-from ..guard import skipped_steps
+from ..optimizers import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step
 

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
-from dr2net import guard, residual
+from dr2net import optimizers, residual
 from tests.distributed.networks import loss_of, make_batch, make_network
 from tests.distributed.processes import run_in_processes
 from tests.toy import assert_same_bits, make_chain
@@ -208,7 +208,7 @@ def with_overflow_on_one_rank(kind: str) -> tuple[list[bool], int]:
     model = DistributedDataParallel(network, **STATIC)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     bias = network.blocks[1].second.bias
-    changed, before_all = [], guard.skipped_steps[0]
+    changed, before_all = [], optimizers.skipped_steps[0]
     for step in range(3):
         if rank == 1 and step == 1:
             handle = network.blocks[1].second.register_forward_hook(
@@ -225,7 +225,7 @@ def with_overflow_on_one_rank(kind: str) -> tuple[list[bool], int]:
         if rank == 1 and step == 1:
             handle.remove()
     assert bias.isfinite().all()
-    return changed, guard.skipped_steps[0] - before_all
+    return changed, optimizers.skipped_steps[0] - before_all
 
 
 @pytest.mark.parametrize("kind", ["fp16 overflow", "range"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from contextlib import chdir
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import dr2net
+from dr2net import ReversibleChain
 from dr2net.diagnostics import gradient_error
 from tests.distributed.networks import ToyNetwork, loss_of, make_batch, make_network
 from tests.distributed.processes import run_in_processes
@@ -238,6 +240,28 @@ def slice_of_sharded_chain() -> bool:
 
 def test_slices_of_a_sharded_chain_run():
     assert run_in_processes(2, slice_of_sharded_chain) == [True, True]
+
+
+def chain_of_sharded_blocks() -> tuple[list, list]:
+    """Gradients of a chain, and of one whose blocks were sharded before it was made."""
+    whole_chain = make_chain(0.875, 0.125)
+    blocks = nn.Sequential(*map(copy.deepcopy, whole_chain))
+    for block in blocks:
+        block._forward_pre_hooks.clear()  # the first chain's
+        fully_shard(block)
+    chain = ReversibleChain(blocks, whole_chain.branches)
+    chain.set_coefficients(0.875, 0.125)
+    fully_shard(chain.train())
+    found = []
+    for network in (whole_chain, chain):
+        network(make_batch("toy", 0)).square().mean().backward()
+        found.append([whole(parameter.grad) for parameter in network.parameters()])
+    return tuple(found)
+
+
+def test_blocks_that_were_sharded_before_their_chain_was_made_are_gathered():
+    for unsharded, sharded in run_in_processes(2, chain_of_sharded_blocks):
+        assert_same_bits(unsharded, sharded)
 
 
 def step_whole_and_sharded(build: Callable[[], nn.Module]) -> tuple[list, list]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ def test_all_ways_are_measured_and_written(tmp_path, monkeypatch, capsys):
     assert benchmark_host.CHECKPOINT in capsys.readouterr().out
 
 
-def test_the_bare_loop_has_the_gradients_of_a_chain_of_one_operation_a_move():
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_bare_loop_has_the_gradients_of_a_chain_of_one_operation_a_move(slices):
     def gradients(method, context):
         torch.manual_seed(0)
         network = timm.models.VisionTransformer(
@@ -35,7 +37,7 @@ def test_the_bare_loop_has_the_gradients_of_a_chain_of_one_operation_a_move():
             model(torch.ones(1, 3, 16, 16)).sum().backward()
         return [parameter.grad for parameter in network.parameters()]
 
-    bare = gradients(benchmark_host.bare, torch.enable_grad())
+    bare = gradients(partial(benchmark_host.bare, slices=slices), torch.enable_grad())
     chain = gradients(
         benchmark_host.METHODS[benchmark_host.ONE_OPERATION], benchmark_host.one_operation_a_move()
     )

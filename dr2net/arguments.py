@@ -1,0 +1,40 @@
+"""What a chain's modules are called with beside x."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_is_leaf, tree_unflatten
+
+__all__ = ["Arguments"]
+
+
+class Arguments:
+    """What the modules of a pass are called with beside x: α and the chain's further arguments.
+
+    Attributes:
+        side: the tensors among these, which go to autograd to be saved.
+        strides: theirs, by which kernels are chosen; None of sparse ones.
+    """
+
+    def __init__(self, alpha: float, args: tuple, kwargs: dict[str, Any]):
+        self.alpha = alpha
+        leaves, spec = tree_flatten((args, kwargs))
+        self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.strides = [t.stride() if t.layout == torch.strided else None for t in self.side]
+        # Containers among them, and what holds tensors, are made anew for each module.
+        is_plain = not self.side and all(map(tree_is_leaf, (*args, *kwargs.values())))
+        self._plain = (args, kwargs) if is_plain else None
+        self._leaves = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+        self._spec = spec
+
+    def with_side(self, side: Sequence[Tensor]) -> tuple[tuple, dict[str, Any]]:
+        """(args, kwargs) with ``side`` in the places of its tensors."""
+        if self._plain is not None:
+            return self._plain
+        tensors = iter(side)
+        leaves = [next(tensors) if leaf is None else leaf[0] for leaf in self._leaves]
+        return tree_unflatten(leaves, self._spec)

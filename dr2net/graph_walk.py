@@ -1,0 +1,91 @@
+"""Which parameters a module's run used, told by its autograd graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from .replay import Inventory
+
+__all__ = ["parameters_behind", "refuse_lost_gradients"]
+
+
+def parameters_behind(
+    output: Tensor, inputs: Sequence[Tensor], inventory: Inventory, where: Callable[[], str]
+) -> list[int]:
+    """The ids of the parameters that ``output`` depends on, and of inputs.
+
+    Args:
+        inputs: where the graph of the module begins.
+        inventory: of the module's block.
+        where: name of the coupling, for the message.
+
+    Raises:
+        RuntimeError: it depends on a leaf that is neither a parameter nor an input, whose gradient
+            would be lost.
+    """
+    ends: set[Any] = {t.grad_fn for t in inputs if t.grad_fn is not None}
+    # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
+    made: dict[Any, int] = {p.grad_fn: id(p) for p in inventory.made}
+    root = output.grad_fn or get_gradient_edge(output).node
+    leaves, left = walk(root, ends | made.keys() if made else ends)
+    for leaf in leaves:
+        if id(leaf) not in inventory.ids and all(leaf is not t for t in inputs):
+            raise RuntimeError(
+                f"{where()} used a tensor of shape {tuple(leaf.shape)} that requires a gradient "
+                "and is neither a parameter of its block nor an argument of the chain, so that the "
+                "gradient would be lost. Register it in the block, or pass it: chain(x, tensor)."
+            )
+    return [*map(id, leaves), *(made[node] for node in left if node in made)]
+
+
+def refuse_lost_gradients(
+    end: GradientEdge | None,
+    leaves: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    used: Sequence[Tensor],
+    block: nn.Module,
+    name: str,
+) -> None:
+    """Raises RuntimeError if a parameter that forward used had no part in the recomputation.
+
+    Args:
+        end: of the recomputation's graph.
+        leaves: what stood for the parameters ``used`` in it, and got the gradients ``grads``.
+        block, name: of the coupling, for the message.
+    """
+    reached = set() if end is None else set(map(id, walk(end.node)[0]))
+    for leaf, parameter, grad in zip(leaves, used, grads, strict=True):
+        if grad is None and id(leaf) not in reached:  # else a function returned none
+            names = (name for name, p in block.named_parameters() if p is parameter)
+            raise RuntimeError(
+                f"{name} used its parameter {next(names, 'of another name by now')!r} in forward "
+                "and not when it was recomputed in backward, so that its gradient would be lost: "
+                "something else was switched on in between (another adapter, a frozen parameter). "
+                "Run backward before you switch, or call dr2net.set_reversible(model, False)."
+            )
+
+
+def walk(root: Node, ends: Collection[Node] = ()) -> tuple[list[Tensor], set[Node]]:
+    """The leaves that the graph behind ``root`` leads to, and the ``ends`` where it is left."""
+    if root in ends:
+        return [], {root}
+    leaves: list[Tensor] = []
+    waiting, seen, left = [root], {root}, set()
+    while waiting:
+        node = waiting.pop()
+        following = node.next_functions
+        if not following and (leaf := getattr(node, "variable", None)) is not None:
+            leaves.append(leaf)
+        for other, _ in following:
+            if other is None or other in seen:
+                continue
+            seen.add(other)
+            if other in ends:
+                left.add(other)
+            else:
+                waiting.append(other)
+    return leaves, left
