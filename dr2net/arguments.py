@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_is_leaf, tree_unflatten
 
 __all__ = ["Arguments"]
+
+_PLAIN = {Tensor, nn.Parameter, type(None), bool, int, float, str, torch.dtype, torch.device}
 
 
 class Arguments:
@@ -18,13 +20,16 @@ class Arguments:
     Attributes:
         side: the tensors among these, which go to autograd to be saved.
         strides: theirs, by which kernels are chosen; None of sparse ones.
+        are_own: of one module alone, or all modules' of a pass.
+        objects: classes of those that may hold anything, tensors too.
     """
 
-    def __init__(self, alpha: float, args: tuple, kwargs: dict[str, Any]):
-        self.alpha = alpha
+    def __init__(self, alpha: float, args: tuple, kwargs: dict[str, Any], are_own: bool = False):
+        self.alpha, self.are_own = alpha, are_own
         leaves, spec = tree_flatten((args, kwargs))
         self.side = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         self.strides = [t.stride() if t.layout == torch.strided else None for t in self.side]
+        self.objects = set(map(type, leaves)) - _PLAIN
         # Containers among them, and what holds tensors, are made anew for each module.
         is_plain = not self.side and all(map(tree_is_leaf, (*args, *kwargs.values())))
         self._plain = (args, kwargs) if is_plain else None

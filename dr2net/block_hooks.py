@@ -156,7 +156,8 @@ def is_observed(
         kind: Any = type(block)
         expected: Any = classes.setdefault(key, kind)
         is_same = kind is expected or kind.forward is expected.forward
-        if not is_same or "forward" in block.__dict__:
+        own = block.__dict__.get("forward")
+        if not is_same or (own is not None and not getattr(own, "is_of_a_chain", False)):
             _refuse_other_forward(chain, key, block, expected)
         if not has_own_hooks(block):
             continue

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Branch", "ShapeError", "Slices", "Tokenwise", "check_shape", "residual"]
+__all__ = [
+    "Branch",
+    "ShapeError",
+    "Slices",
+    "Tokenwise",
+    "check_shape",
+    "of_whole_block",
+    "residual",
+    "whole",
+]
 
 Branch = Callable[..., Tensor]
 """``branch(block, x, alpha, *args, **kwargs) -> Tensor``: one module G(x; α) of a block."""
@@ -82,6 +91,17 @@ def residual(
         declared = Tokenwise(tuple(tokenwise), drop_path)
         with_shortcut.tokenwise = declared  # type: ignore[attr-defined]
     return with_shortcut
+
+
+def of_whole_block(output: Any, x: Tensor, alpha: float) -> Tensor:
+    """G(x; α) = B(x) − (1 − α) · x of what a block B has returned: B(x) itself at α = 1."""
+    check_shape(output, x)
+    return output if alpha == 1 else torch.sub(output, x, alpha=1 - alpha)
+
+
+def whole(block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any) -> Tensor:
+    """Any block that keeps the shape, as one module."""
+    return of_whole_block(type(block).forward(block, x, *args, **kwargs), x, alpha)
 
 
 class Slices:

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .arguments import Arguments
 from .branches import Branch, ShapeError, check_shape
-from .graph_walk import parameters_behind, refuse_lost_gradients
+from .graph_walk import parameters_behind, refuse_lost_gradients, refuse_tensors_from_forward
 from .replay import (
     RECOMPUTING,
     Inventory,
@@ -157,6 +157,8 @@ class Call:
         """
         output = self.repeat(inputs[0], inputs[1:], self._state)
         end = get_gradient_edge(output) if output.requires_grad else None
+        if self.arguments.objects and end is not None:
+            refuse_tensors_from_forward(end, inputs, self.inventory, self.arguments, self.name)
         return output.detach(), partial(self.gradients, end, [*inputs, *parameters], grad_output)
 
     def repeat(

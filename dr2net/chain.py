@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from .block_hooks import (
     is_observed,
     is_sharded,
-    refuse_direct_call,
     several_processes,
 )
-from .branches import Branch, Slices
+from .branches import Branch
 from .call import Arguments, Call
 from .container import Container
-from .coupling import Pass, run_couplings
+from .coupling import Pass, Row
 from .growth import float_tolerance
 from .kernels.arithmetic import Arithmetic, check_arithmetic, make_arithmetic
 from .messages import refuse_modes
@@ -33,7 +32,7 @@ from .ranges import run_in_range
 from .replay import Inventories, Snapshot, compute_dtype, fix_settings, undo
 from .reports import is_immediate
 from .sliced_call import SlicedCall
-from .stored import run_plain, run_without_gradients
+from .stored import run_plain
 
 __all__ = ["ReversibleChain"]
 
@@ -70,14 +69,7 @@ class ReversibleChain(Container):
         # Classes whose forward the branches stand for; by the block, as blocks may be added.
         self._classes = {key: type(block) for key, block in self.named(self.coupled_keys())}
         is_observed(self.name, self.named(self.coupled_keys()), self._classes, allowed=False)
-        for block in self.reversible_blocks():
-            if not block._forward_pre_hooks:
-                block.register_forward_pre_hook(refuse_direct_call)
-        self.keep: frozenset[str] = frozenset()
-        # Of (block, branch, x), slices of tokens to run over: see slice_mlps.
-        self.slicer: Callable[..., Slices | None] | None = None
-        self.arithmetic = "exact"
-        self.reversible = True
+        self.guard_blocks()
         self.inventories = Inventories()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -167,24 +159,24 @@ class ReversibleChain(Container):
         make = partial(self.make_pass, keys, alpha, beta, x, args, kwargs)
 
         def run(this_pass: Pass, poisons: bool) -> Tensor:
-            if with_gradients and not torch.compiler.is_exporting():
-                is_output = [key in wanted for key in keys]
-                row = run_couplings(this_pass, x, rebuilt, is_output, checkpointed)
-            else:
-                row = run_without_gradients(this_pass, x)
-            changed = fix_settings()
+            row, count, changed = Row(this_pass), len(self.branches), fix_settings()
             try:
-                for index, after in enumerate(row):
-                    key = keys[index]
-                    if poisons and (key in wanted or key == keys[-1]):
-                        after = self.guard.poisoned(after, this_pass.streams)
+                after = left = row.start(x)
+                for number, (key, rebuild) in enumerate(zip(keys, rebuilt, strict=True)):
+                    calls = this_pass.calls[number * count : (number + 1) * count]
+                    leaves = key in wanted or number == len(keys) - 1
+                    ends = leaves or rebuild > rebuilt[number + 1]
+                    left = after = row.run(calls, after, rebuild, ends, checkpointed)
+                    if leaves and poisons:
+                        left = self.guard.poisoned(after, this_pass.streams)
                     if key in wanted:
                         undo(changed)
-                        take(key, after)
+                        take(key, left)
                         changed = fix_settings()
             finally:
                 undo(changed)
-            return after
+            this_pass.end()
+            return left
 
         return self._run_in_range(keys, x, make, run)
 
@@ -224,7 +216,8 @@ class ReversibleChain(Container):
         args: tuple,
         kwargs: dict[str, Any],
         range_bits: int | None = None,
-    ) -> Pass:
+        kind: Callable[..., Any] = Pass,
+    ) -> Any:
         """A pass through the couplings of the blocks ``keys``, on inputs like ``x``."""
         arguments = Arguments(alpha, args, kwargs)
         make_call: Callable[..., Call] = Call
@@ -237,10 +230,7 @@ class ReversibleChain(Container):
             for number, key, block, branch in self.numbered(keys)
         ]
         arithmetic = self.make_arithmetic(beta, x, range_bits)
-        modules = len(self.branches)
-        this_pass = Pass(
-            self.name, calls, modules, arguments, arithmetic, self.guard, self.inventories
-        )
+        this_pass = kind(self.name, calls, arithmetic, self.guard, self.inventories)
         if not arithmetic.invertible:
             precision = compute_dtype(x.device, x.dtype)
             this_pass.tolerance, reason = float_tolerance(alpha, beta, len(calls), precision)
@@ -255,20 +245,3 @@ class ReversibleChain(Container):
         precision = compute_dtype(x.device, x.dtype)
         bits = range_bits or self.guard.range_bits
         return make_arithmetic(self.arithmetic, beta, x.dtype, precision, bits)
-
-    def rebuilds(self) -> bool:
-        """Whether a step rebuilds activations here, where gradients are on: at β > 0."""
-        return self.get_coefficients()[1] > 0
-
-    def extra_repr(self) -> str:
-        if self.coefficients.is_meta:
-            return "coefficients on the meta device"
-        alpha, beta = self.get_coefficients()
-        names = ", ".join(getattr(branch, "__name__", str(branch)) for branch in self.branches)
-        text = (
-            f"branches=({names}), alpha={alpha:g}, beta={beta:g}, arithmetic={self.arithmetic!r}, "
-            f"reversible={self.reversible}"
-        )
-        for name, keys in (("ordinary", self.ordinary), ("keep", self.keep)):
-            text += f", {name}=({', '.join(sorted(keys))})" if keys else ""
-        return text + (f", {self.slicer}" if self.slicer is not None else "")

@@ -72,4 +72,4 @@ def from_state(values: Sequence[int]) -> tuple[float, float, int]:
     alpha, beta, range_bits = values
     pair = alpha / COEFFICIENT_ONE, beta / COEFFICIENT_ONE
     check_coefficients(*pair)
-    return *pair, max(RANGE_BITS, range_bits)
+    return *pair, range_bits

@@ -1,4 +1,4 @@
-"""What a chain is as a module: its blocks under their old names, and (α, β) as model state."""
+"""What a chain is as a module: blocks under their old names, settings, and (α, β) as state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .block_hooks import refuse_bearing_container, refuse_direct_call, several_processes
-from .branches import Branch
+from .branches import Branch, Slices
 from .coefficients import check_coefficients, from_state, round_coefficient, to_state
 from .guard import Guard
 from .reports import is_immediate
@@ -54,10 +54,16 @@ class Container(nn.Module):
         # For revert, and the module that held the container. In tuples, or they would be children.
         self.container = (_emptied(blocks),)
         self.owner: tuple[nn.Module, ...] = ()
+        self.keep: frozenset[str] = frozenset()
+        # Of (block, branch, x), slices of tokens to run over: see slice_mlps.
+        self.slicer: Callable[..., Slices | None] | None = None
+        self.arithmetic = "exact"
+        self.reversible = True
         # Whether blocks whose activations are stored are checkpointed, besides CHECKPOINT_FLAGS.
         self.checkpoints = False
         self.guard = Guard()
         self._whole: tuple[Container, ...] = ()  # of a slice
+        self.is_measured = True  # whether the range is known: see loop.py, which sets it to False
         # A buffer, so that it is saved, copied to averaged models and sent to other processes. Of
         # integers, which model.half() does not change and most averages over models copy, and small
         # enough for OpenMMLab's SyncBuffersHook, which sums buffers over processes (up to 512).
@@ -84,7 +90,7 @@ class Container(nn.Module):
         self._write(round_coefficient(alpha), round_coefficient(beta))
 
     def _write(self, alpha: float, beta: float) -> None:
-        state = alpha, beta, self.guard.range_bits
+        state = alpha, beta, self.guard.range_bits if self.is_measured else 0
         buffer = self.coefficients
         # In the mode of the buffer: inference mode would not count this as a change.
         with torch.inference_mode(buffer.is_inference()):
@@ -114,6 +120,7 @@ class Container(nn.Module):
             return self._whole[0]._read()
         alpha, beta, range_bits = from_state(self.coefficients.tolist())
         self.guard.range_bits = max(self.guard.range_bits, range_bits)
+        self.is_measured = range_bits > 0
         self._remember((alpha, beta, range_bits))
         return alpha, beta
 
@@ -145,10 +152,15 @@ class Container(nn.Module):
                 "after they are written."
             )
 
+    def rebuilds(self) -> bool:
+        """Whether a step rebuilds activations here, where gradients are on: at β > 0."""
+        return self.get_coefficients()[1] > 0
+
     def remember_range(self) -> None:
         """Writes the range that the guard has found into the state, if it has grown."""
         whole = self._whole[0] if self._whole else self
         alpha, beta, range_bits = whole._known[2]
+        whole.is_measured = True
         if self.guard.range_bits > range_bits:
             whole._write(alpha, beta)
 
@@ -221,6 +233,12 @@ class Container(nn.Module):
         flags = (held.get(flag) for held in holders for flag in CHECKPOINT_FLAGS)
         return self.checkpoints or any(flags)
 
+    def guard_blocks(self) -> None:
+        """Has blocks refuse to be called by themselves."""
+        for block in self.reversible_blocks():
+            if not block._forward_pre_hooks:
+                block.register_forward_pre_hook(refuse_direct_call)
+
     def restore_container(self) -> nn.Module:
         """Returns the container of blocks that the chain was made of, and frees its blocks."""
         (container,) = self.container
@@ -231,6 +249,19 @@ class Container(nn.Module):
                 if hook is refuse_direct_call:
                     del block._forward_pre_hooks[number]
         return container
+
+    def extra_repr(self) -> str:
+        if self.coefficients.is_meta:
+            return "coefficients on the meta device"
+        alpha, beta = self.get_coefficients()
+        names = ", ".join(getattr(branch, "__name__", str(branch)) for branch in self.branches)
+        text = (
+            f"branches=({names}), alpha={alpha:g}, beta={beta:g}, arithmetic={self.arithmetic!r}, "
+            f"reversible={self.reversible}"
+        )
+        for name, keys in (("ordinary", self.ordinary), ("keep", self.keep)):
+            text += f", {name}=({', '.join(sorted(keys))})" if keys else ""
+        return text + (f", {self.slicer}" if self.slicer is not None else "")
 
     def __len__(self) -> int:
         return len(self._modules)

@@ -1,13 +1,13 @@
 """Couplings as autograd nodes: the one place that says what happens in which order.
 
 Each coupling is one node, so that the gradients of its parameters leave as soon as they are known
-(to the hooks of DDP, for example). ``run_couplings`` is the way through a row of couplings;
-``_Coupling.forward`` and ``.backward`` are the way of one of them there and back.
+(to the hooks of DDP, for example). ``Row`` is the way through a row of couplings, block by
+block; ``_Coupling.forward`` and ``.backward`` are the way of one of them there and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.graph import saved_tensors_hooks
 
-from .arguments import Arguments
 from .block_hooks import after_couplings, before_couplings
 from .call import Call
 from .guard import Guard, fingerprint, first_difference
@@ -26,10 +25,10 @@ from .kernels.arithmetic import Arithmetic
 from .layout import with_strides
 from .messages import not_replayed, refuse_gradient_mode
 from .replay import Inventories, Settings
-from .stored import stored_coupling
+from .stored import run_without_gradients, stored_coupling
 from .streams import Peak, Streams, combined
 
-__all__ = ["Pass", "run_couplings"]
+__all__ = ["Pass", "Row"]
 
 
 @dataclass
@@ -37,15 +36,11 @@ class Pass:
     """One pass through a row of couplings: what they share from forward to the end of backward.
 
     Attributes:
-        name: of the chain.
-        modules: of a block.
         tolerance: of streams rebuilt in floating point, relative.
     """
 
-    name: str
+    name: str  # of the chain
     calls: list[Call]
-    modules: int
-    arguments: Arguments
     arithmetic: Arithmetic
     guard: Guard
     inventories: Inventories
@@ -64,6 +59,16 @@ class Pass:
         """A tensor of the shape of ``x`` that takes no memory, to carry the gradient of y."""
         return self.zero.expand(x.shape)
 
+    def end(self) -> None:
+        """Frees the streams and side inputs of forward: autograd has what backward needs."""
+        self.streams.drop()
+        for call in self.calls:
+            call.arguments.side = []
+
+    def pair_at_end(self, index: int, ctx: Any) -> Sequence[Tensor]:
+        """The streams behind coupling ``index``, where autograd has not kept them."""
+        raise NotImplementedError("only where blocks are called one by one: loop.py")
+
     def place(self, number: int) -> str:
         """What stands in messages for coupling ``number``; -1 is the input."""
         return self.calls[number].name if number >= 0 else f"the input of {self.name}"
@@ -78,64 +83,81 @@ class _Backward:
     position: int
 
 
-def run_couplings(
-    this_pass: Pass,
-    x: Tensor,
-    rebuilt: Sequence[bool],
-    is_output: Sequence[bool],
-    checkpointed: bool,
-) -> Iterator[Tensor]:
-    """Runs a row of couplings with gradients on; gives x after each of their blocks.
+class Row:
+    """Couplings under way: y travels with the row, x with those who run it, block by block."""
 
-    Args:
-        x: what enters the first.
-        rebuilt: for each block, whether backward rebuilds its couplings' inputs and runs their
-            modules again; autograd stores what it needs of the others, which are the reference.
-        is_output: for each block, whether the x after it leaves the row.
-        checkpointed: whether modules whose activations are stored are checkpointed.
-    """
-    calls, side = this_pass.calls, this_pass.arguments.side
-    settings, last = Settings(x.device), len(calls) - 1
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    x, y = _Start.apply(this_pass, x)
-    this_pass.strides = x.stride()
-    follows = False  # whether streams were rebuilt up to here
-    held: Any = None
-    for index, call in enumerate(calls):
-        block_index, module = divmod(index, this_pass.modules)
-        is_first, is_last = module == 0, module == this_pass.modules - 1
-        leaves = is_last and is_output[block_index]
-        if is_first:
-            entered, y = before_couplings(call.block, x, y)
-            x = entered
-        if not rebuilt[block_index]:
-            x, y = stored_coupling(this_pass, call, x, y, checkpointed)
-            settings.random = None  # its module may have drawn
-        else:
-            # A block's second module finds what the first one did, unless that changed buffers.
-            if is_first or held.buffers:
-                held = this_pass.inventories.of(call.where[2], call.block)
-            # What the graph of a first run saves is not for the user's hooks (to offload).
-            with saved_tensors_hooks(_itself, _itself) if hooked else nullcontext():
-                output = call.first(x, side, held, settings)
-            if call.used or x.requires_grad or any(tensor.requires_grad for tensor in side):
-                if not follows or not x.requires_grad:
-                    this_pass.fingerprints[index] = fingerprint(this_pass.streams)
-                ends = index == last or (is_last and not rebuilt[block_index + 1])
-                x, y = _apply_coupling(
-                    this_pass, index, leaves or ends, output, x, y, *side, *call.used
-                )
-            else:  # before the first coupling that needs a gradient there is nothing to rebuild
-                x, _ = this_pass.streams.advance(output, keep_remainder=False)
-                y = this_pass.stand_in(x)
-        follows = rebuilt[block_index]
-        if is_last:
-            x, y = after_couplings(call.block, entered, x, y)
-            yield x
-        if leaves:
-            settings.random = None  # what was done with x may have drawn
-    this_pass.streams.drop()
-    this_pass.arguments.side = []
+    def __init__(self, this_pass: Pass):
+        self._pass = this_pass
+        self.y: list[Tensor] = []  # none without gradients
+        self._hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        self._index = 0
+        self._follows = False  # whether streams were rebuilt up to here
+
+    def start(self, x: Tensor) -> Tensor:
+        """Returns x_0 of what enters the first coupling."""
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return self._pass.streams.start(x)
+        self.settings = Settings(x.device)
+        x, *self.y = _Start.apply(self._pass, x)
+        self._pass.strides = x.stride()
+        return x
+
+    def run(
+        self, calls: Sequence[Call], x: Tensor, rebuilt: bool, ends: bool, checkpointed: bool
+    ) -> Tensor:
+        """Runs the couplings of one block and returns x behind it.
+
+        Args:
+            calls: of its modules.
+            rebuilt: whether backward rebuilds their inputs and runs their modules again; autograd
+                stores what it needs of the others, which are the reference.
+            ends: whether backward may begin here: x leaves the row, or what follows is stored.
+            checkpointed: whether modules whose activations are stored are checkpointed.
+        """
+        tensors = before_couplings(calls[0].block, x, *self.y)
+        behind = self.couple(calls, tensors, rebuilt, ends, checkpointed)
+        x, *self.y = after_couplings(calls[0].block, tensors[0], *behind)
+        return x
+
+    def couple(
+        self,
+        calls: Sequence[Call],
+        tensors: Sequence[Tensor],
+        rebuilt: bool,
+        ends: bool,
+        checkpointed: bool,
+    ) -> Sequence[Tensor]:
+        """``run`` without the block's hooks, of (x, y), or of (x) without gradients."""
+        if not self.y:
+            return [run_without_gradients(self._pass, calls, tensors[0])]
+        (x, y), this_pass, settings, held = tensors, self._pass, self.settings, None
+        for number, call in enumerate(calls):
+            side = call.arguments.side
+            if not rebuilt:
+                x, y = stored_coupling(this_pass, call, x, y, checkpointed)
+                settings.random = None  # its module may have drawn
+            else:
+                # A block's second module finds what the first one did, unless that changed buffers.
+                if held is None or held.buffers:
+                    held = this_pass.inventories.of(call.where[2], call.block)
+                # What the graph of a first run saves is not for the user's hooks (to offload).
+                with saved_tensors_hooks(_itself, _itself) if self._hooked else nullcontext():
+                    output = call.first(x, side, held, settings)
+                if call.used or x.requires_grad or any(tensor.requires_grad for tensor in side):
+                    if not self._follows or not x.requires_grad:
+                        this_pass.fingerprints[self._index] = fingerprint(this_pass.streams)
+                    keeps = ends and number == len(calls) - 1
+                    x, y = _apply_coupling(
+                        this_pass, self._index, keeps, output, x, y, *side, *call.used
+                    )
+                else:  # before the first coupling that needs a gradient nothing is to be rebuilt
+                    x, _ = this_pass.streams.advance(output, keep_remainder=False)
+                    y = this_pass.stand_in(x)
+            self._follows = rebuilt
+            self._index += 1
+        if ends:
+            settings.random = None  # what is done with x may draw
+        return [x, y]
 
 
 class _Start(torch.autograd.Function):
@@ -175,10 +197,10 @@ class _Coupling(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.this_pass, ctx.index, ctx.keeps_streams = this_pass, index, keeps_streams
         x, remainder = this_pass.streams.advance(output, keep_remainder=True)
-        if keeps_streams:
-            ctx.save_for_backward(remainder, *this_pass.streams.save(), *this_pass.arguments.side)
-        else:
-            ctx.save_for_backward(remainder)
+        arguments = this_pass.calls[index].arguments
+        ctx.saves_side = keeps_streams or arguments.are_own
+        pair = this_pass.streams.save() if keeps_streams else ()
+        ctx.save_for_backward(remainder, *pair, *(arguments.side if ctx.saves_side else ()))
         return x, this_pass.stand_in(x)
 
     @staticmethod
@@ -186,12 +208,14 @@ class _Coupling(torch.autograd.Function):
         this_pass, index = ctx.this_pass, ctx.index
         call, beta = this_pass.calls[index], this_pass.arithmetic.beta
         refuse_gradient_mode(this_pass.name)
-        remainder, *kept = ctx.saved_tensors
-        if ctx.keeps_streams:
+        remainder, *side = ctx.saved_tensors
+        pair, side = (side[:2], side[2:]) if ctx.keeps_streams else (None, side)
+        backward = this_pass.backwards.get(torch._C._current_graph_task_id())
+        if pair or backward is None:
             this_pass.guard.look()
-            backward = _begin(this_pass, index, kept)
-        else:
-            backward = this_pass.backwards[torch._C._current_graph_task_id()]
+            backward = _begin(this_pass, index, pair or this_pass.pair_at_end(index, ctx))
+        if ctx.saves_side:
+            backward.side = list(map(with_strides, side, call.arguments.strides))
         needs_x, _, *needs = ctx.needs_input_grad[4:]
         # The input, and the same run again.
         before, x = backward.streams.rebuild(remainder)
@@ -213,11 +237,10 @@ class _Coupling(torch.autograd.Function):
 _apply_coupling = super(torch.autograd.Function, _Coupling).apply
 
 
-def _begin(this_pass: Pass, index: int, kept: list[Tensor]) -> _Backward:
-    """Takes up the streams that coupling ``index`` kept; those rebuilt so far must agree."""
+def _begin(this_pass: Pass, index: int, pair: Sequence[Tensor]) -> _Backward:
+    """Takes up the streams behind coupling ``index``; those rebuilt so far must agree."""
     # Hooks on saved tensors (save_on_cpu) return them contiguous.
-    x, y = (with_strides(stream, this_pass.strides) for stream in kept[:2])
-    side = list(map(with_strides, kept[2:], this_pass.arguments.strides))
+    x, y = (with_strides(stream, this_pass.strides) for stream in pair)
     task = torch._C._current_graph_task_id()
     backward = this_pass.backwards.get(task)
     if backward is not None and backward.position == index:
@@ -225,7 +248,7 @@ def _begin(this_pass: Pass, index: int, kept: list[Tensor]) -> _Backward:
         _compare(this_pass, backward, index + 1, before)
     if backward is None and task >= 0:
         Variable._execution_engine.queue_callback(partial(_end, this_pass, task))
-    this_pass.backwards[task] = _Backward(Streams(this_pass.arithmetic, x, y), side, index)
+    this_pass.backwards[task] = _Backward(Streams(this_pass.arithmetic, x, y), [], index)
     return this_pass.backwards[task]
 
 

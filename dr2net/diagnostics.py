@@ -86,7 +86,8 @@ def reconstruction_error(chain: ReversibleChain, x: Tensor, *args: Any, **kwargs
     if chain.ordinary:
         raise ValueError(f"{chain.name} has ordinary blocks: give a slice of it without them.")
     this_pass = chain.make_pass(list(chain._modules), alpha, beta, x, args, kwargs)
-    streams, side, settings = this_pass.streams, this_pass.arguments.side, Settings(x.device)
+    streams, settings = this_pass.streams, Settings(x.device)
+    side = this_pass.calls[0].arguments.side
     start = value = streams.start(x.detach())
     remainders = []
     with torch.enable_grad():

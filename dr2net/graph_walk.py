@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
+from .arguments import Arguments
 from .replay import Inventory
 
-__all__ = ["parameters_behind", "refuse_lost_gradients"]
+__all__ = ["parameters_behind", "refuse_lost_gradients", "refuse_tensors_from_forward"]
 
 
 def parameters_behind(
@@ -66,6 +67,28 @@ def refuse_lost_gradients(
                 "and not when it was recomputed in backward, so that its gradient would be lost: "
                 "something else was switched on in between (another adapter, a frozen parameter). "
                 "Run backward before you switch, or call dr2net.set_reversible(model, False)."
+            )
+
+
+def refuse_tensors_from_forward(
+    end: GradientEdge,
+    inputs: Sequence[Tensor],
+    inventory: Inventory,
+    arguments: Arguments,
+    name: str,
+) -> None:
+    """Raises RuntimeError if a recomputation used what an argument has kept of forward.
+
+    A cache of keys and values, for example, which forward fills and the recomputation finds full:
+    the output may be the same, but the gradient would leave by forward's graph.
+    """
+    for leaf in walk(end.node)[0]:
+        if id(leaf) not in inventory.ids and all(leaf is not tensor for tensor in inputs):
+            kinds = ", ".join(sorted(kind.__name__ for kind in arguments.objects))
+            raise RuntimeError(
+                f"{name} was recomputed with tensors that an argument of it ({kinds}) has kept "
+                "since forward, so that gradients would be lost: train without it (language "
+                "models: use_cache=False), or call dr2net.set_reversible(model, False)."
             )
 
 

@@ -67,8 +67,10 @@ class Guard:
 
     # Forward
 
-    def measure(self, streams: Streams) -> tuple[float, tuple[int, float] | None]:
-        """Waits for the peaks of a pass.
+    def measure(
+        self, streams: Streams, limit: float
+    ) -> tuple[float, tuple[int, float] | None]:
+        """Waits for the peaks of a pass in a range of ±``limit``.
 
         Returns:
             The largest, and of the first value that is not finite, or for which three quarters of
@@ -76,7 +78,7 @@ class Guard:
         """
         top = 0.0
         for number, size in _in_order(streams.sizes().tolist()):
-            if not size <= SHARE_TO_USE * streams.arithmetic.limit or math.isinf(size):
+            if not size <= SHARE_TO_USE * limit or math.isinf(size):
                 return top, (number, size)
             top = max(top, size)
         self.has_measured = True

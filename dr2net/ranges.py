@@ -39,7 +39,7 @@ def run_in_range(
     while True:
         result = run(this_pass, not repeats)
         limit = this_pass.arithmetic.limit
-        top, beyond = guard.measure(this_pass.streams)
+        top, beyond = guard.measure(this_pass.streams, limit)
         if beyond is None:
             snapshot.learn()
             if met is None:

@@ -6,7 +6,7 @@ The reference that gradients are compared with, kept blocks, and forwards withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,20 +21,12 @@ from .streams import combined
 __all__ = ["run_plain", "run_without_gradients", "stored_coupling"]
 
 
-def run_without_gradients(this_pass: Any, x: Tensor) -> Iterator[Tensor]:
-    """Runs a row of couplings; gives x after each of their blocks."""
-    streams, side = this_pass.streams, this_pass.arguments.side
-    x = streams.start(x)
-    for index, call in enumerate(this_pass.calls):
-        module = index % this_pass.modules
-        if module == 0:
-            (x,) = before_couplings(call.block, x)
-            entered = x
-        x, _ = streams.advance(call.stored(x, side), keep_remainder=False)
-        if module == this_pass.modules - 1:
-            (x,) = after_couplings(call.block, entered, x)
-            yield x
-    streams.drop()
+def run_without_gradients(this_pass: Any, calls: Sequence[Call], x: Tensor) -> Tensor:
+    """Runs the couplings of one block; returns x behind them."""
+    for call in calls:
+        output = call.stored(x, call.arguments.side)
+        x, _ = this_pass.streams.advance(output, keep_remainder=False)
+    return x
 
 
 def run_plain(
@@ -76,7 +68,7 @@ def stored_coupling(
     # has its gradients summed in the order of the recomputation.
     side = [
         tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
-        for tensor in reversed(this_pass.arguments.side)
+        for tensor in reversed(call.arguments.side)
     ][::-1]
     if checkpointed:
         output = checkpoint(call.stored, for_module, side, use_reentrant=False)

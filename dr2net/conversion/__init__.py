@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..block_hooks import refuse_sharded
+from ..branches import whole
 from ..chain import ReversibleChain
 from ..coefficients import DEFAULT_BETA, alpha_on_the_line, check_coefficients, is_on_the_line
 from ..kernels.arithmetic import check_arithmetic
+from .by_name import as_call, describe_lists, in_eval_mode, split_lists
 from .subclass import restore_methods
 
 __all__ = [
@@ -82,6 +84,9 @@ def convert(
     arithmetic: str = "exact",
     keep: Collection[str] = (),
     on_mismatch: str = "raise",
+    blocks: str | Collection[str] | None = None,
+    example: Any = None,
+    couplings: str = "branch",
     **options: Any,
 ) -> Model:
     """Makes a pretrained network a Dr²Net, in place, and returns it.
@@ -90,7 +95,7 @@ def convert(
 
     Args:
         model: a network of a supported family, or one that contains such networks (a recognizer
-            around a backbone).
+            around a backbone); or any network, with ``blocks``.
         alpha, beta: the coefficients to start from; (1, 0) is the pretrained network, bit for bit.
             α is 1 − β unless it is given: on that line streams do not grow, and at a small β the
             network stays near the pretrained one.
@@ -102,13 +107,25 @@ def convert(
             (``"layers.0"``). ``dr2net.plan`` finds those that a memory budget allows.
         on_mismatch: ``"raise"`` or ``"warn"`` where backward finds that a module did not repeat
             what it computed in forward.
+        blocks: names of the network's lists of blocks (``nn.ModuleList``, ``nn.Sequential``), or
+            patterns: ``"encoder.layers"``, ``"stages.*.blocks"``. Each block that keeps the shape
+            of the stream is a coupling then, whatever is inside, and the network's own loops over
+            its blocks stay as they are: arguments of each block's own, tuples whose first entry is
+            the stream, streams that are collected on the way.
+        example: an input of the network (a tensor, a tuple, a dict of named inputs), on which the
+            conversion is checked: the same bits at (1, 0) as before, and rows of couplings where
+            the loops hand the stream on. Blocks that change the shape are found by it.
+        couplings: ``"branch"`` (attention and MLP apart, where the family's adapter has them: the
+            narrower module to recompute) or ``"block"`` (whole blocks: half the couplings, and so
+            half of what is kept, and nearer to the pretrained network at the same β).
         options: options of the family's adapter, such as ``fused_attention=True`` for mmaction2's
             ViT.
 
     Raises:
         TypeError: the network's family has no adapter, or the adapter does not know an option.
-        ValueError: a value is out of range, the network is converted already, or it is of a
-            supported family but built of blocks that cannot be split.
+        ValueError: a value is out of range, the network is converted already, it is of a
+            supported family but built of blocks that cannot be split, or ``blocks`` names no list;
+            or the network is another one on the example at (1, 0).
     """
     if chains(model):
         raise ValueError(
@@ -121,26 +138,61 @@ def convert(
     check_arithmetic(arithmetic)
     if on_mismatch not in ("raise", "warn"):
         raise ValueError(f"on_mismatch={on_mismatch!r} is unknown: use 'raise' or 'warn'.")
-    networks = [module for module in model.modules() if _find_adapter(type(module))]
-    if not networks:
-        raise TypeError(_describe_unsupported(model))
+    if couplings not in ("branch", "block"):
+        raise ValueError(f"couplings={couplings!r} is unknown: use 'branch' or 'block'.")
+    args, kwargs = as_call(example)
+    before = [] if example is None else _outputs(model, args, kwargs)
     try:
-        for network in networks:
-            adapter = _find_adapter(type(network))
-            assert adapter is not None
-            _check_options(adapter, network, options)
-            adapter(network, **options)
+        if blocks is None:
+            _split_families(model, example, options)
+        else:
+            _refuse_options(options)
+            split_lists(model, blocks, example)
         for name, chain in _named_chains(model):
             chain.name = name or "chain"
             chain.owner = (model.get_submodule(name.rpartition(".")[0]),) if name else ()
             chain.arithmetic = arithmetic
             chain.guard.on_mismatch = on_mismatch
-            chain.set_coefficients(alpha, beta)
+            if couplings == "block":
+                chain.branches = (whole,)
+        if example is not None:
+            _compare(model, before, _outputs(model, args, kwargs))
+        set_coefficients(model, alpha, beta)
+        if example is not None and beta > 0:
+            with in_eval_mode(model), torch.enable_grad():
+                model(*args, **kwargs)
         set_reversible(model, True, keep)
     except BaseException:
         _restore(model)
         raise
     return model
+
+
+def _split_families(model: nn.Module, example: Any, options: dict[str, Any]) -> None:
+    networks = [module for module in model.modules() if _find_adapter(type(module))]
+    if not networks:
+        raise TypeError(_describe_unsupported(model, example))
+    for network in networks:
+        adapter = _find_adapter(type(network))
+        assert adapter is not None
+        _check_options(adapter, network, options)
+        adapter(network, **options)
+
+
+def _refuse_options(options: dict[str, Any]) -> None:
+    if options:
+        raise TypeError(f"{', '.join(options)}: not an option where blocks are named.")
+
+
+def _compare(model: nn.Module, before: list[Tensor], now: list[Tensor]) -> None:
+    """Raises ValueError unless the converted network returns the bits of the original."""
+    if len(before) == len(now) and all(map(torch.equal, before, now)):
+        return
+    raise ValueError(
+        f"At (1, 0) the converted {type(model).__name__} returns other values on the example than "
+        "the original. Either it is not deterministic in eval mode, or its blocks do more than "
+        "their adapter knows: name its lists of blocks (blocks=...)."
+    )
 
 
 def revert(model: Model, *inputs: Any, **named_inputs: Any) -> Model:
@@ -191,13 +243,8 @@ def revert(model: Model, *inputs: Any, **named_inputs: Any) -> Model:
 
 def _outputs(model: nn.Module, inputs: tuple, named_inputs: dict[str, Any]) -> list[Tensor]:
     """The floating-point tensors that the network returns in eval mode, in float64."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            found = tree_leaves(model.eval()(*inputs, **named_inputs))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with torch.no_grad(), in_eval_mode(model):
+        found = tree_leaves(model(*inputs, **named_inputs))
     return [t.double() for t in found if isinstance(t, Tensor) and t.is_floating_point()]
 
 
@@ -339,11 +386,17 @@ def _check_options(adapter: Adapter, network: nn.Module, options: dict[str, Any]
         )
 
 
-def _describe_unsupported(model: nn.Module) -> str:
+def _describe_unsupported(model: nn.Module, example: Any = None) -> str:
     known = sorted({*FAMILIES, *(f"{c.__module__}.{c.__qualname__}" for c in _adapters)})
     families = "\n    ".join(known)
     name = type(model).__name__
-    return f"""No adapter for {type(model).__module__}.{name}. Supported families:
+    call = describe_lists(model, example)
+    by_name = f"""Its lists of blocks convert without one, if the stream keeps its shape in them:
+
+    {call}
+
+""" if call else ""
+    return f"""No adapter for {type(model).__module__}.{name}. {by_name}Supported families:
     {families}
 For another network, register an adapter that puts a chain where its blocks stand:
 
