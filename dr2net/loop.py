@@ -25,12 +25,14 @@ from .block_hooks import is_sharded
 from .branches import ShapeError, of_whole_block, whole
 from .call import Call
 from .chain import ReversibleChain
+from .coefficients import RANGE_BITS
 from .coupling import Pass, Row
-from .kernels.arithmetic import ExactArithmetic
+from .kernels.arithmetic import Arithmetic, ExactArithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
 from .replay import Settings, fix_settings, undo
 from .reports import is_immediate
+from .streams import Streams
 
 __all__ = ["LoopedChain"]
 
@@ -47,8 +49,10 @@ class LoopedChain(ReversibleChain):
 
     def __init__(self, blocks: nn.Module, ordinary: Collection[str] = ()):
         super().__init__(blocks, (whole,), ordinary)
-        # Blocks behind which a backward has begun although the row went on.
+        # Blocks behind which a backward has begun although the row went on, and those behind which
+        # a row went on although they are the list's last.
         self.ends: set[str] = set()
+        self.passed: set[str] = set()
         self.under_way = _Rows()
         self.is_measured = False
         self._write(1.0, 0.0)
@@ -84,6 +88,19 @@ class LoopedChain(ReversibleChain):
         result = row.run(key, x, args, kwargs)
         self._last = key, row.length
         return result
+
+    def make_arithmetic(self, beta: float, x: Tensor, range_bits: int | None = None) -> Arithmetic:
+        """As ``ReversibleChain``'s, but with the same fraction bits in a larger range.
+
+        So that the first forward, which has told the range and cannot be run again, computed the
+        same as those after it.
+        """
+        arithmetic = super().make_arithmetic(beta, x, RANGE_BITS)
+        bits = range_bits or self.guard.range_bits
+        if not isinstance(arithmetic, ExactArithmetic) or 2.0**bits <= arithmetic.limit:
+            return arithmetic
+        fraction_bits = min(arithmetic.fraction_bits, 62 - bits)
+        return replace(arithmetic, word=torch.int64, fraction_bits=fraction_bits)
 
     def _begin(self, key: str, x: Any) -> _LoopRow | None:
         """A new row from the block ``key`` on; None at β = 0, where blocks run as they are."""
@@ -136,7 +153,7 @@ class LoopedChain(ReversibleChain):
                 return x
             x = guard.poisoned(x, this_pass.streams)
             guard.watch(this_pass.streams, this_pass.place, row.with_gradients)
-        elif not row.is_broken:
+        elif row.broken is None:
             limit = this_pass.arithmetic.limit
             expected = limit if self.is_measured else min(limit, 2.0**guard.range_bits)
             _, beyond = guard.measure(this_pass.streams, expected)
@@ -146,14 +163,16 @@ class LoopedChain(ReversibleChain):
                     guard.meet_not_finite(place, row.with_gradients)
                 else:
                     guard.widen(place, size, expected)
-                row.is_broken = not size <= limit
-                if row.is_broken:
+                if not size <= limit:
                     skip_steps_that_are_not_finite()
-        if is_last and not row.is_broken:
+                    row.broken = x
+        if row.broken is not None:
+            row.broken, x = x, x * math.nan
+        elif row.last == self.coupled_keys()[-1]:
             self.is_measured = True
         if self.is_measured:
             self.remember_range()
-        return x * math.nan if row.is_broken else x
+        return x
 
 
 class Step:
@@ -192,7 +211,11 @@ class _LoopRow:
         if not (self.with_gradients and chain.is_measured):
             self.this_pass.take_wide_words()
         self.row = Row(self.this_pass)
-        self.length, self.version, self.is_broken = 0, 0, False
+        self.length, self.version, self.last = 0, 0, ""
+        # What was last behind the list's last block: it goes with x, should the row not go on.
+        self.pair: tuple[Tensor, Tensor] | None = None
+        # x itself where a value was beyond the range: what the block has returned is NaN.
+        self.broken: Tensor | None = None
 
     def goes_on(self, x: Tensor) -> bool:
         """Whether x is still what the last block has returned."""
@@ -201,9 +224,15 @@ class _LoopRow:
     def run(self, key: str, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Runs one more block."""
         chain, keys, row = self.chain, self.chain.coupled_keys(), self.row
-        place, is_last = keys.index(key), key == keys[-1]
+        x = x if self.broken is None else self.broken
+        if self.pair is not None:
+            chain.passed.add(self.last)
+            self.this_pass.go_on_from(self.pair)
+            self.pair = None
+        place, is_last = keys.index(key), key == keys[-1] and key not in chain.passed
         rebuilt = self.rebuilds and key not in chain.keep
-        ends = is_last or key in chain.ends or (rebuilt and keys[place + 1] in chain.keep)
+        stored_next = rebuilt and not chain.keep.isdisjoint(keys[place + 1 : place + 2])
+        ends = is_last or key in chain.ends or stored_next
         arguments = Arguments(self.alpha, args, kwargs, are_own=True)
         call = _BlockCall((place, chain.name, key), chain.get_submodule(key), whole, arguments)
         changed = fix_settings()
@@ -218,10 +247,12 @@ class _LoopRow:
             undo(changed)
         arguments.side = []
         self.length += 1
+        self.last = key
         x = chain.look_at(self, x, is_last)
         if is_last:
+            self.pair = self.this_pass.streams.save()
             self.this_pass.streams.drop()
-        if call.has_gradients_beside():
+        if rebuilt and call.has_gradients_beside():
             chain.guard.say_once(
                 f"tensors beside the stream of {key}",
                 f"Block {key!r} of {chain.name} returns more than the stream, with gradients: the "
@@ -250,6 +281,14 @@ class _LoopPass(Pass):
         if isinstance(self.arithmetic, ExactArithmetic):
             self.arithmetic = replace(self.arithmetic, word=torch.int64)
             super().__post_init__()
+
+    def go_on_from(self, pair: tuple[Tensor, Tensor]) -> None:
+        """Takes up a pair of streams that is also kept for backward."""
+        before, self.streams = self.streams, Streams(self.arithmetic, *pair)
+        self.streams.output_peaks, self.streams.stream_peaks = (
+            before.output_peaks,
+            before.stream_peaks,
+        )
 
     def pair_at_end(self, index: int, ctx: Any) -> Sequence[Tensor]:
         """The streams behind coupling ``index``, if it is the last that has run.

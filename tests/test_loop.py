@@ -1,0 +1,520 @@
+"""Chains whose blocks the network's own loop calls: gradients are those of stored activations."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import weakref
+from collections import namedtuple
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import dr2net
+from dr2net import optimizers
+from dr2net.diagnostics import bytes_kept
+from tests.toy import assert_same_bits
+
+POINTS = [(0.875, 0.125), (1, 0.1), (0.5, 0.5), (0, 1)]
+WIDTH = 8
+
+Returned = namedtuple("Returned", ["stream", "weights"])
+
+
+class Block(nn.Module):
+    """Has arguments of its own, draws random numbers, and returns a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, stream: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> tuple:
+        added = self.dropout(self.linear(self.norm(stream))) * scale
+        return stream + (added if mask is None else added * mask), None
+
+
+class Network(nn.Module):
+    def __init__(self, count: int = 4, kind: type[nn.Module] = Block):
+        super().__init__()
+        self.layers = nn.ModuleList(kind() for _ in range(count))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, collect: bool = False) -> Tensor:
+        collected = []
+        for number, layer in enumerate(self.layers):
+            own = mask if number % 2 else None
+            x = layer(x, own, scale=1 + number / 8)[0]
+            collected.append(x)
+        x = self.head(x)
+        return x + sum(c.mean(-1, keepdim=True) for c in collected) if collect else x
+
+
+def network(count: int = 4, kind: type[nn.Module] = Block, seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(count, kind).train()
+
+
+def looped(alpha: float = 0.875, beta: float = 0.125, make=network, **options) -> nn.Module:
+    return dr2net.convert(make(), alpha, beta, blocks="layers", **options)
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    x, mask = torch.randn(2, 5, WIDTH), torch.rand(2, 5, 1)
+    return x.requires_grad_(), mask.requires_grad_()
+
+
+def step(model: nn.Module, reversible: bool, *args, run=None, autocast=False, **kwargs) -> list:
+    """The output and all gradients of a training step."""
+    if dr2net.chains(model):
+        dr2net.set_reversible(model, reversible)
+    args = args or inputs()
+    leaves = [t for t in (*args, *model.parameters()) if t.requires_grad]
+    torch.manual_seed(2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = (model if run is None else run)(*args, **kwargs)
+    loss = (output.float() * torch.linspace(-1, 2, output.numel()).view(output.shape)).sum()
+    return [output.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
+
+
+def assert_exact(model: nn.Module, *args, **kwargs) -> None:
+    stored = step(model, False, *args, **kwargs)
+    assert_same_bits(step(model, True, *args, **kwargs), stored)
+    assert any(grad is not None and grad.any() for grad in stored[1:])
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize("point", POINTS)
+def test_gradients_are_those_of_stored_activations(point, collect):
+    assert_exact(looped(*point), collect=collect)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_gradients_in_autocast_and_of_a_network_in_bfloat16(point):
+    assert_exact(looped(*point), autocast=True)
+    low = looped(*point).bfloat16()
+    assert_exact(low, *(t.detach().bfloat16().requires_grad_() for t in inputs()))
+
+
+def test_at_one_and_zero_it_is_the_original_and_at_the_line_near_it():
+    plain = network()
+    model = looped(1, 0)
+    assert_same_bits(step(model, True), step(plain, True))
+    dr2net.set_coefficients(model, 1 - 2**-8, 2**-8)
+    out, expected = step(model, True)[0], step(plain, True)[0]
+    assert 0 < (out - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("kept", [["layers.0"], ["layers.1", "layers.2"], ["layers.3"], ["layers"]])
+def test_kept_blocks(kept):
+    assert_exact(looped(keep=kept))
+
+
+@pytest.mark.parametrize("frozen", [[0], [0, 1], [2], [0, 1, 2, 3]])
+def test_frozen_blocks(frozen):
+    model = looped()
+    for number in frozen:
+        model.layers[number].requires_grad_(False)
+    x, mask = inputs()
+    assert_exact(model, x.detach(), mask.detach())
+
+
+class Named(Block):
+    def forward(self, stream: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Returned:
+        return Returned(super().forward(stream, mask, scale)[0], None)
+
+
+class Listed(Block):
+    def forward(self, stream: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> list:
+        return [super().forward(stream, mask, scale)[0], "something"]
+
+
+@pytest.mark.parametrize("kind", [Named, Listed])
+def test_what_blocks_return_keeps_its_kind(kind):
+    model = looped(make=partial(network, kind=kind))
+    assert_exact(model)
+    returned = model.layers[0](inputs()[0])
+    assert type(returned) is type(network(kind=kind).layers[0](inputs()[0]))
+    assert returned[1] == (None if kind is Named else "something")
+
+
+def test_the_stream_by_name():
+    model = looped()
+
+    def run(x, mask):
+        for layer in model.layers:
+            x = layer(mask=mask, stream=x)[0]
+        return model.head(x)
+
+    assert_exact(model, run=run)
+
+
+def test_a_block_that_is_called_again_and_again():
+    model = looped(make=partial(network, 1))
+
+    def run(x, mask):
+        for number in range(5):
+            x = model.layers[0](x, mask, number / 4)[0]
+        return model.head(x)
+
+    assert_exact(model, run=run)
+
+
+def test_two_streams_through_the_same_blocks_in_turn():
+    model = looped()
+
+    def run(x, mask):
+        a, b = x, 2 * x
+        for layer in model.layers:
+            a, b = layer(a)[0], layer(b, mask)[0]
+        return model.head(a * b)
+
+    assert_exact(model, run=run)
+
+
+def test_blocks_that_are_skipped_or_run_in_another_order():
+    model = looped()
+
+    def run(x, mask):
+        for number in (0, 3, 1):
+            x = model.layers[number](x, mask)[0]
+        return model.head(x)
+
+    assert_exact(model, run=run)
+
+
+def test_slices_of_the_list_and_two_forwards_before_one_backward():
+    model = looped()
+
+    def run(x, mask):
+        for layer in model.layers[:3]:
+            x = layer(x, mask)[0]
+        first = x
+        for layer in model.layers:
+            x = layer(x * 0.5, mask)[0] if layer is model.layers[0] else layer(x, mask)[0]
+        return model.head(first + x)
+
+    assert_exact(model, run=run)
+
+
+def test_draws_and_settings_of_the_loop_between_blocks():
+    model = looped()
+
+    def run(x, mask):
+        noise = 0
+        for number, layer in enumerate(model.layers):
+            with torch.autocast("cpu", torch.bfloat16, enabled=number % 2 == 0):
+                x = layer(x, mask)[0]
+            noise = noise + torch.rand(())
+        return model.head(x) * noise
+
+    assert_exact(model, run=run)
+
+
+def test_a_sequential_is_called_as_a_whole_or_block_by_block():
+    class Simple(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)[0]
+
+    torch.manual_seed(0)
+    plain = nn.Sequential()
+    plain.layers = nn.Sequential(*[Simple() for _ in range(4)])
+    model = dr2net.convert(plain.train(), blocks="layers")
+    x, _ = inputs()
+
+    def loop(x):
+        for layer in model.layers:
+            x = layer(x)
+        return x
+
+    assert_exact(model, x)
+    assert_exact(model, x, run=loop)
+    assert_same_bits(step(model, True, x), step(model, True, x, run=loop))
+
+
+# Where a row ends
+
+
+def test_a_loop_that_stops_early():
+    model = looped()
+
+    def run(x, mask):
+        for layer in list(model.layers)[:2]:
+            x = layer(x, mask)[0]
+        return model.head(x)
+
+    assert_exact(model, run=run)
+
+
+def test_the_streams_of_a_loop_that_stopped_early_go_with_its_graph():
+    model = looped()
+    x, mask = inputs()
+    y = model.layers[1](model.layers[0](x, mask)[0], mask)[0]
+    this_pass = model.layers.under_way[y].this_pass
+    y.sum().backward(retain_graph=True)
+    first = x.grad.clone()
+    assert this_pass.streams.x is not None
+    y.sum().backward()
+    assert this_pass.streams.x is None
+    assert torch.equal(x.grad, 2 * first)
+
+
+def test_the_last_pair_of_streams_goes_with_its_graph():
+    model = looped()
+    loss = model(*inputs()).sum()
+    (row,) = model.layers.under_way.values()
+    row = weakref.ref(row)
+    assert row().pair is not None
+    loss.backward()
+    assert row() is None
+    assert not model.layers.under_way
+
+
+def test_an_x_that_is_taken_out_while_the_rest_has_no_part_in_the_loss():
+    model = looped()
+
+    def run(x, mask):
+        taken = None
+        for number, layer in enumerate(model.layers):
+            x = layer(x, mask)[0]
+            taken = x if number == 2 else taken
+        return model.head(taken)
+
+    stored = step(model, False, run=run)
+    with pytest.raises(RuntimeError, match=r"layers\.2.* taken out of the loop.* run this step"):
+        step(model, True, run=run)
+    assert_same_bits(step(model, True, run=run), stored)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_stream_that_changes_between_blocks_begins_a_new_row_and_is_said(inplace):
+    model = looped()
+
+    def run(x, mask):
+        for layer in model.layers:
+            x = layer(x, mask)[0]
+            x = x.add_(0.5) if inplace else x + 0.5
+        return model.head(x)
+
+    stored = step(model, False, run=run)
+    with pytest.warns(UserWarning, match=r"Network called block '1' of layers with another tensor"):
+        rebuilt = step(model, True, run=run)
+    assert_same_bits(rebuilt, stored)
+
+
+def test_what_is_kept_does_not_grow_with_the_blocks_but_for_remainders():
+    x, mask = inputs()
+    kept = []
+    for count in (3, 9):
+        model = looped(0, 1, partial(network, count))
+        kept.append(bytes_kept(partial(model, x, mask), [mask]))
+    assert kept[0] == kept[1]
+    assert 5 * kept[1] < bytes_kept(lambda: network(9)(x, mask), [mask])
+
+
+def test_without_gradients_and_in_eval_mode_it_is_the_same_function():
+    model = looped().eval()
+    x, mask = inputs()
+    with torch.no_grad():
+        expected = model(x, mask)
+    assert torch.equal(model(x, mask), expected)
+    assert torch.equal(model(x, mask), expected)  # in words whose range is known
+
+
+# Range
+
+
+@pytest.mark.filterwarnings("ignore:A stream reached")
+@pytest.mark.parametrize("size", [5e3, 1e8])
+@pytest.mark.parametrize("point", POINTS)
+def test_outliers_of_a_pretrained_network_train_exactly(size, point):
+    model = looped(*point)
+    with torch.no_grad():
+        model.layers[1].linear.bias[3] = size
+    assert_exact(model, *inputs())
+    assert model.layers.guard.range_bits > size.bit_length() if isinstance(size, int) else True
+    assert_exact(model)
+    assert 2.0**model.layers.guard.range_bits > size
+
+
+def test_a_jump_in_one_step_is_skipped_and_the_next_one_is_exact():
+    model = looped()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step(model, True)
+    with torch.no_grad():
+        model.layers[1].linear.bias[3] = 5e3
+    before, skipped = copy.deepcopy(model.state_dict()), optimizers.skipped_steps[0]
+    with pytest.warns(UserWarning, match="A stream reached"):
+        output = model(*inputs())
+    assert output.isnan().all()
+    output.sum().backward()
+    with pytest.warns(UserWarning, match="A step was skipped"):
+        optimizer.step()
+    assert optimizers.skipped_steps[0] == skipped + 1
+    after = model.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if "coefficients" not in k)
+    assert_exact(model)
+
+
+def test_values_that_are_not_finite_name_the_block():
+    model = looped()
+    with torch.no_grad():
+        model.layers[2].linear.bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"NaN or infinity at coupling 2 \(layers\.2"):
+        model(*inputs())
+
+
+# What is refused
+
+
+def test_checkpointing_around_a_block_is_an_error_that_says_so():
+    model = looped()
+    for use_reentrant in (False, True):
+
+        def run(x, mask, use_reentrant=use_reentrant):
+            for layer in model.layers:
+                x = checkpoint(layer, x, mask, use_reentrant=use_reentrant)[0]
+            return model.head(x)
+
+        with pytest.raises(RuntimeError, match=r"inside torch\.utils\.checkpoint"):
+            run(*inputs()).sum().backward()
+
+
+class Cache:
+    """Keeps keys from call to call, as language models' do."""
+
+    def __init__(self):
+        self.keys = {}
+
+    def update(self, place: int, key: Tensor) -> Tensor:
+        first = self.keys.setdefault(place, key)
+        return first if first is key else torch.cat([first, key])[: len(first)]
+
+
+class Cached(Block):
+    def forward(self, stream: Tensor, cache: Cache, place: int) -> tuple:
+        return stream + cache.update(place, self.linear(stream)), None
+
+
+def test_what_an_argument_keeps_from_forward_is_an_error_and_no_lost_gradient():
+    model = looped(make=partial(network, kind=Cached))
+
+    def run(x, _):
+        cache = Cache()
+        for number, layer in enumerate(model.layers):
+            x = layer(x, cache, number)[0]
+        return model.head(x)
+
+    with pytest.raises(RuntimeError, match=r"an argument of it \(Cache\) .*use_cache=False"):
+        step(model, True, run=run)
+    step(model, False, run=run)
+
+
+class Beside(Block):
+    def forward(self, stream: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> tuple:
+        stream = super().forward(stream, mask, scale)[0]
+        return stream, self.linear(stream)
+
+
+def test_tensors_beside_the_stream_have_their_gradients_and_are_told_of():
+    model = looped(make=partial(network, kind=Beside))
+
+    def run(x, mask):
+        total = 0
+        for layer in model.layers:
+            x, beside = layer(x, mask)
+            total = total + beside
+        return model.head(x + total)
+
+    stored = step(model, False, run=run)
+    with pytest.warns(UserWarning, match="returns more than the stream, with gradients"):
+        rebuilt = step(model, True, run=run)
+    for a, b in zip(stored, rebuilt, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Widening(Block):
+    def forward(self, stream: Tensor, *_, **__) -> tuple:
+        return torch.cat([stream, stream], 1), None
+
+
+def test_a_block_that_changes_the_shape_is_found_by_an_example_and_else_an_error():
+    def make():
+        torch.manual_seed(0)
+        plain = Network(5)
+        plain.layers[2] = Widening()
+        return plain.train()
+
+    x, _ = inputs()
+    with pytest.raises(ValueError, match=r"coupling 2 .*must\s+keep the shape.*example=x"):
+        looped(make=make)(x)
+    model = looped(make=make, example=x)
+    assert model.layers.ordinary == {"2"}
+    assert_exact(model, x)
+
+
+def test_fully_sharded_blocks_are_refused(monkeypatch):
+    monkeypatch.setattr("dr2net.loop.is_sharded", lambda _: True)
+    with pytest.raises(ValueError, match="fully_shard was called on blocks of layers"):
+        looped()(*inputs())
+
+
+# State
+
+
+def test_copies_pickles_and_states():
+    model = looped()
+    expected = step(model, True)
+    twin = copy.deepcopy(model)
+    assert twin.layers[0].forward.chain is twin.layers
+    assert_same_bits(step(twin, True), expected)
+    assert_same_bits(step(pickle.loads(pickle.dumps(model)), True), expected)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = looped(1, 0.5, partial(network, seed=3))
+    other.load_state_dict(torch.load(file))
+    assert other.layers.is_measured
+    assert_same_bits(step(other, True), expected)
+
+
+def test_names_stay_and_reverting_gives_the_network_back():
+    plain = network()
+    model = looped()
+    assert set(model.state_dict()) == {*plain.state_dict(), "layers.coefficients"}
+    model.load_state_dict(plain.state_dict())
+    with pytest.warns(UserWarning, match="left"):
+        reverted = dr2net.revert(model, *inputs())
+    assert type(reverted.layers) is nn.ModuleList
+    assert "forward" not in vars(reverted.layers[0])
+    assert_same_bits(step(reverted, True), step(plain, True))
+
+
+def test_hooks_on_blocks_run_where_the_loop_calls_them():
+    model = looped()
+    seen = []
+    with model.layers[1].register_forward_hook(lambda *a: seen.append(a[2][0].shape)):
+        expected = step(model, False)
+        assert_same_bits(step(model, True), expected)
+    assert seen == [(2, 5, WIDTH)] * 2
+
+
+def test_compiled_and_exported():
+    model = looped()
+    expected = step(model, True)
+    compiled = torch.compile(model, backend="eager")
+    assert_same_bits(step(model, True, run=compiled), expected)
+    model.eval()
+    x, mask = (t.detach() for t in inputs())
+    with torch.no_grad():
+        program = torch.export.export(model, (x, mask), strict=False)
+        torch.testing.assert_close(program.module()(x, mask), model(x, mask))
