@@ -94,9 +94,13 @@ def residual(
 
 
 def of_whole_block(output: Any, x: Tensor, alpha: float) -> Tensor:
-    """G(x; α) = B(x) − (1 − α) · x of what a block B has returned: B(x) itself at α = 1."""
-    check_shape(output, x)
-    return output if alpha == 1 else torch.sub(output, x, alpha=1 - alpha)
+    """G(x; α) = B(x) − (1 − α) · x of what a block B has returned: B(x) itself at α = 1.
+
+    Of a tuple or list the first entry is the stream.
+    """
+    stream = output[0] if isinstance(output, (tuple, list)) and output else output
+    check_shape(stream, x)
+    return stream if alpha == 1 else torch.sub(stream, x, alpha=1 - alpha)
 
 
 def whole(block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any) -> Tensor:

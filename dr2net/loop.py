@@ -334,9 +334,8 @@ class _BlockCall(Call):
         output = type(self.block).forward(self.block, x, *args, **kwargs)
         if self._is_first:
             self._output = output
-        stream = output[0] if isinstance(output, (tuple, list)) and output else output
         try:
-            return of_whole_block(stream, x, self.arguments.alpha)
+            return of_whole_block(output, x, self.arguments.alpha)
         except ShapeError as error:
             raise ShapeError(
                 f"{self.name}: {error} dr2net.convert sees where that is if it is given an example "

@@ -176,7 +176,13 @@ def _split_families(model: nn.Module, example: Any, options: dict[str, Any]) -> 
         adapter = _find_adapter(type(network))
         assert adapter is not None
         _check_options(adapter, network, options)
-        adapter(network, **options)
+        try:
+            adapter(network, **options)
+        except ValueError as error:
+            _restore(network)
+            call = describe_lists(model, example)
+            hint = f" Whole blocks convert without an adapter: {call}" if call else ""
+            raise ValueError(f"{error}{hint}") from None
 
 
 def _refuse_options(options: dict[str, Any]) -> None:

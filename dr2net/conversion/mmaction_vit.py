@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmaction.models.backbones.vit_mae import Attention, VisionTransformer
+from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
 from torch import Tensor
 
 from ..branches import residual
@@ -68,6 +68,17 @@ def split(model: Any, fused_attention: bool = False) -> None:
     Args:
         fused_attention: send attention through PyTorch's ``scaled_dot_product_attention``.
     """
+    for block in model.blocks:
+        if type(block) is not Block:
+            raise ValueError(
+                f"mmaction2's VisionTransformer with a {type(block).__name__} has no adapter: "
+                "blocks must be its Block."
+            )
+        if fused_attention and type(block.attn) is not Attention:
+            raise ValueError(
+                f"fused_attention=True takes the place of mmaction2's Attention, not of a "
+                f"{type(block.attn).__name__}: leave it out."
+            )
     attend = attention_fused if fused_attention else attention
     model.blocks = ReversibleChain(model.blocks, (attend, mlp))
     replace_methods(model, VisionTransformer, forward)

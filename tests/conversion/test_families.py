@@ -251,3 +251,17 @@ def test_a_kept_chain_has_the_same_gradients(family):
     last = dr2net.chains(model)[-1]
     dr2net.set_reversible(model, True, keep=[last.name])
     assert_same_bits(gradients(model, x), expected)
+
+
+# Whole blocks as couplings
+
+
+@FAMILIES
+@pytest.mark.parametrize("chance", [0.0, 0.3])
+def test_whole_blocks_are_couplings_too(family, chance):
+    network, x = make(family, chance=chance)
+    model = converted(network, 1, 0, couplings="block")
+    assert {len(chain.branches) for chain in dr2net.chains(model)} == {1}
+    assert_same_bits(gradients(model, x), gradients(network, x))
+    dr2net.set_coefficients(model, 0.875, 0.125)
+    assert_same_bits(gradients(model, x), gradients(model, x, reversible=False))

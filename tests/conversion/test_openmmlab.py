@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("mmengine")
 import dr2net
 import dr2net.openmmlab  # makes mmaction2 and mmdetection importable
+from tests.conversion.families import mmaction_vit
 from tests.toy import assert_same_bits, gradients
 
 
@@ -225,6 +226,46 @@ class TestBlocksThatCannotBeSplit:
     def test_mvit(self):
         network = mvit()
         self.check(network, network.blocks[1], "MultiScaleBlock")
+
+    def test_video_vit(self):
+        network = mmaction_vit()
+        self.check(network, network.blocks[1], "its Block")
+
+    def test_video_vit_whose_blocks_have_adapters_inside_converts_by_its_blocks(self):
+        network = mmaction_vit()
+        plain = type(network.blocks[0])
+
+        class Adapted(plain):
+            def forward(self, x):
+                return super().forward(x) + self.adapter(x)
+
+        for block in network.blocks:
+            block.__class__ = Adapted
+            block.adapter = torch.nn.Linear(32, 32)
+        with pytest.raises(ValueError, match=r"Adapted has no adapter.*blocks='blocks'\)"):
+            dr2net.convert(network)
+        x = torch.randn(2, 3, 4, 32, 32)
+        model = dr2net.convert(copy.deepcopy(network), 1, 0, blocks="blocks", example=x)
+        assert_same_bits(gradients(model, x), gradients(network, x))
+        dr2net.set_coefficients(model, 0.875, 0.125)
+        expected = gradients(model, x, reversible=False)
+        assert_same_bits(gradients(model, x), expected)
+        adapters = [block.adapter.weight.grad for block in model.blocks]
+        assert all(grad.abs().sum() > 0 for grad in adapters)
+
+    def test_video_vit_with_another_attention_keeps_it_unless_it_is_to_be_fused(self):
+        network = mmaction_vit()
+
+        class Attention(type(network.blocks[0].attn)):
+            def forward(self, x):
+                return super().forward(x) * 2
+
+        network.blocks[0].attn.__class__ = Attention
+        with pytest.raises(ValueError, match="takes the place of mmaction2's Attention"):
+            dr2net.convert(network, fused_attention=True)
+        x = torch.randn(2, 3, 4, 32, 32)
+        expected = gradients(network, x)
+        assert_same_bits(gradients(dr2net.convert(network, 1, 0, example=x), x), expected)
 
     def test_swin_with_another_ffn(self):
         network = swin()
