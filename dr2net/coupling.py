@@ -254,10 +254,8 @@ def _begin(this_pass: Pass, index: int, pair: Sequence[Tensor]) -> _Backward:
 
 def _finish(this_pass: Pass, first: int) -> None:
     """Compares the streams with those before coupling ``first`` in forward, and frees them."""
-    backward = this_pass.backwards[torch._C._current_graph_task_id()]
+    backward = this_pass.backwards.pop(torch._C._current_graph_task_id())
     _compare(this_pass, backward, first, this_pass.fingerprints[first])
-    backward.streams.drop()
-    backward.side = []
 
 
 def _end(this_pass: Pass, task: int) -> None:  # of a backward, also of one that stops halfway

@@ -211,7 +211,7 @@ class _LoopRow:
         if not (self.with_gradients and chain.is_measured):
             self.this_pass.take_wide_words()
         self.row = Row(self.this_pass)
-        self.length, self.version, self.last = 0, 0, ""
+        self.length, self.version, self.last, self.rebuilt_last = 0, 0, "", False
         # What was last behind the list's last block: it goes with x, should the row not go on.
         self.pair: tuple[Tensor, Tensor] | None = None
         # x itself where a value was beyond the range: what the block has returned is NaN.
@@ -241,6 +241,9 @@ class _LoopRow:
                 x = row.start(x)
             if row.y:
                 row.settings = Settings(x.device)  # the parent may have set others
+            if self.rebuilt_last and not rebuilt:
+                self.this_pass.keep_pair()  # here backward will take it up
+            self.rebuilt_last = rebuilt and not ends
             self.this_pass.calls.append(call)
             x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
         finally:
@@ -271,6 +274,8 @@ class _LoopPass(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.ends: set[str] = set()
+        # By the coupling, those that autograd has not saved.
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
 
     def take_wide_words(self) -> None:
         """Has streams hold much larger values, with the same bits for those that fit anyway.
@@ -282,6 +287,10 @@ class _LoopPass(Pass):
             self.arithmetic = replace(self.arithmetic, word=torch.int64)
             super().__post_init__()
 
+    def keep_pair(self) -> None:
+        """Keeps the streams behind the last coupling."""
+        self.pairs[len(self.calls) - 1] = self.streams.save()
+
     def go_on_from(self, pair: tuple[Tensor, Tensor]) -> None:
         """Takes up a pair of streams that is also kept for backward."""
         before, self.streams = self.streams, Streams(self.arithmetic, *pair)
@@ -291,14 +300,16 @@ class _LoopPass(Pass):
         )
 
     def pair_at_end(self, index: int, ctx: Any) -> Sequence[Tensor]:
-        """The streams behind coupling ``index``, if it is the last that has run.
+        """The streams behind coupling ``index``, if it is the last that has run, or they were kept.
 
         Raises:
-            RuntimeError: it is not, so that the streams there are gone.
+            RuntimeError: neither, so that the streams there are gone.
             FloatingPointError: a value was beyond the range, where nobody has looked yet.
         """
         call = self.calls[index]
-        if index < len(self.calls) - 1 or self.streams.x is None:
+        if index == len(self.calls) - 1 and self.streams.x is not None:
+            self.keep_pair()
+        if index not in self.pairs:
             self.ends.add(call.where[2])
             raise RuntimeError(
                 f"Backward begins behind {call.name}, whose x was taken out of the loop while its "
@@ -311,7 +322,7 @@ class _LoopPass(Pass):
                 f"A value of {sizes:.4g} was beyond the range of {self.name}: discard this step."
             )
         Variable._execution_engine.queue_callback(partial(self._free, ctx))
-        return self.streams.save()
+        return self.pairs[index]
 
     def _free(self, ctx: Any) -> None:
         """Frees the streams, unless the graph is retained for another backward."""
@@ -319,6 +330,7 @@ class _LoopPass(Pass):
             _ = ctx.saved_tensors
         except RuntimeError:
             self.streams.drop()
+            self.pairs.clear()
 
 
 class _BlockCall(Call):

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from dr2net import CoefficientSchedule, ReversibleChain, residual
+from dr2net import CoefficientSchedule, ReversibleChain, residual, set_reversible
 from dr2net.conversion.mlps import Slicer
+from dr2net.loop import LoopedChain
 from tests.toy import assert_same_bits, gate, mix
 
 CASES = 20 * settings().max_examples
@@ -79,7 +80,7 @@ def rectify_image(block: nn.Module, x: Tensor, alpha: float, shift: Tensor | Non
 
 @dataclass
 class Case:
-    chain: ReversibleChain
+    chain: nn.Module  # or a network around it
     x: Tensor
     shift: Tensor | None
     autocast: torch.dtype | None
@@ -174,7 +175,7 @@ def repeated(scale: float, shape: tuple[int, ...], images: bool) -> Tensor:
 def train(case: Case, reversible: bool) -> list[Tensor | None] | type[Exception]:
     """All that training leaves behind: outputs, gradients, weights, buffers; or what it raised."""
     chain = copy.deepcopy(case.chain)
-    chain.reversible = reversible
+    set_reversible(chain, reversible)
     torch.manual_seed(case.seed)
     found: list[Tensor | None] = []
     for step in case.steps:
@@ -230,3 +231,85 @@ def bits(tensors: list[Tensor | None]) -> list[Tensor | None]:
         else tensor
         for tensor in tensors
     ]
+
+
+# Loops
+
+
+class Looped(nn.Module):
+    """Runs a random program over its blocks: which one, with what, and what is done with its x."""
+
+    def __init__(self, blocks: list[nn.Module], program: list[tuple[int, str, str]]):
+        super().__init__()
+        self.blocks, self.program = nn.ModuleList(blocks), program
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        collected = []
+        for block, handed, then in self.program:
+            own = {"nothing": None, "shift": shift, "its own": x.new_ones(x.shape[-1])}[handed]
+            x, _ = self.blocks[block % len(self.blocks)](x, shift=own)
+            if then == "collect":
+                collected.append(x)
+            elif then == "change":
+                x = x * 0.5
+            elif then == "draw":
+                x = x + 0 * torch.rand(())
+        return x + sum(collected)
+
+
+class LoopedBlock(Tokens):
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, None]:
+        return x + mix.__wrapped__(self, x, shift) * 0.5, None
+
+
+@st.composite
+def loops(draw: st.DrawFn) -> Case:
+    width, count = draw(st.integers(1, 9)), draw(st.integers(1, 4))
+    dtype, autocast = draw(st.sampled_from(PRECISIONS))
+    seed = draw(st.integers(0, 1 << 30))
+    torch.manual_seed(seed)
+    dropout, norm = draw(st.sampled_from([0.0, 0.3])), draw(st.sampled_from(["layer", "batch"]))
+    acts = st.tuples(
+        st.integers(0, 3),
+        st.sampled_from(["nothing", "shift", "its own"]),
+        st.sampled_from(["pass on"] * 4 + ["collect", "change", "draw"]),
+    )
+    program = draw(
+        st.just([(block, "shift", "pass on") for block in range(count)])
+        | st.lists(acts, min_size=1, max_size=6)
+    )
+    network = Looped([LoopedBlock(width, dropout, norm) for _ in range(count)], program)
+    network.to(dtype).train(draw(st.sampled_from([True, True, False])))
+    network.blocks = chain = LoopedChain(network.blocks)
+    keys = list(chain._modules)
+    chain.keep = frozenset(draw(st.sets(st.sampled_from(keys))) if draw(st.booleans()) else ())
+    for key in draw(st.sets(st.sampled_from(keys))) if draw(st.booleans()) else ():
+        chain.get_submodule(key).requires_grad_(False)
+    shape = (draw(st.integers(1, 3)), width, draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    x = laid_out_plainly(2.0 ** draw(st.integers(-12, 4)), shape, False).to(dtype)
+    shift = torch.randn(width, dtype=dtype).requires_grad_(draw(st.booleans()))
+    return Case(
+        chain=network,
+        x=x.requires_grad_(draw(st.booleans())),
+        shift=draw(st.sampled_from([None, shift])),
+        autocast=autocast,
+        schedule=CoefficientSchedule(
+            alpha=draw(st.none() | st.tuples(unit, unit)),
+            beta=(draw(betas), draw(betas)),
+            end=draw(st.integers(2, 6)),
+        ),
+        steps=draw(st.lists(st.integers(0, 7), min_size=1, max_size=2)),
+        seed=seed,
+    )
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.filterwarnings("ignore:A stream reached", "ignore:.*called block")
+@settings(
+    max_examples=CASES // 4,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(case=loops())
+def test_no_gradient_of_a_loop_differs_from_that_of_stored_activations(case: Case) -> None:
+    test_no_gradient_differs_from_that_of_stored_activations.hypothesis.inner_test(case)
