@@ -14,6 +14,7 @@ from .conversion import (
     set_reversible,
 )
 from .conversion.mlps import slice_mlps
+from .costs import summary
 from .planning import plan
 from .schedule import CoefficientSchedule
 from .verification import verify, verify_step
@@ -35,6 +36,7 @@ __all__ = [
     "set_coefficients",
     "set_reversible",
     "slice_mlps",
+    "summary",
     "verify",
     "verify_step",
 ]

@@ -16,7 +16,6 @@ __all__ = [
     "Slices",
     "Tokenwise",
     "check_shape",
-    "of_whole_block",
     "residual",
     "whole",
 ]
@@ -93,19 +92,24 @@ def residual(
     return with_shortcut
 
 
-def of_whole_block(output: Any, x: Tensor, alpha: float) -> Tensor:
-    """G(x; α) = B(x) − (1 − α) · x of what a block B has returned: B(x) itself at α = 1.
+def whole(
+    block: nn.Module,
+    x: Tensor,
+    alpha: float,
+    *args: Any,
+    _outputs: list[Any] | None = None,  # for all that the block returns
+    **kwargs: Any,
+) -> Tensor:
+    """Any block B that keeps the shape, as one module: G(x; α) = B(x) − (1 − α) · x.
 
-    Of a tuple or list the first entry is the stream.
+    At α = 1 that is B(x) itself. Of a tuple or list the first entry is the stream.
     """
+    output = type(block).forward(block, x, *args, **kwargs)
+    if _outputs is not None:
+        _outputs.append(output)
     stream = output[0] if isinstance(output, (tuple, list)) and output else output
     check_shape(stream, x)
     return stream if alpha == 1 else torch.sub(stream, x, alpha=1 - alpha)
-
-
-def whole(block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any) -> Tensor:
-    """Any block that keeps the shape, as one module."""
-    return of_whole_block(type(block).forward(block, x, *args, **kwargs), x, alpha)
 
 
 class Slices:

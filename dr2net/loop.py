@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .arguments import Arguments
 from .block_hooks import is_sharded
-from .branches import ShapeError, of_whole_block, whole
+from .branches import ShapeError, whole
 from .call import Call
 from .chain import ReversibleChain
 from .coefficients import RANGE_BITS
@@ -234,7 +234,8 @@ class _LoopRow:
         stored_next = rebuilt and not chain.keep.isdisjoint(keys[place + 1 : place + 2])
         ends = is_last or key in chain.ends or stored_next
         arguments = Arguments(self.alpha, args, kwargs, are_own=True)
-        call = _BlockCall((place, chain.name, key), chain.get_submodule(key), whole, arguments)
+        (branch,), block = chain.branches, chain.get_submodule(key)
+        call = _BlockCall((place, chain.name, key), block, branch, arguments)
         changed = fix_settings()
         try:
             if self.length == 0:
@@ -338,31 +339,29 @@ class _BlockCall(Call):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self._output: Any = None
+        self._outputs: list[Any] = []
         self._is_first = True
 
     def __call__(self, x: Tensor, side: Sequence[Tensor], **_: Any) -> Tensor:
-        args, kwargs = self.arguments.with_side(side)
-        output = type(self.block).forward(self.block, x, *args, **kwargs)
-        if self._is_first:
-            self._output = output
+        further = {"_outputs": self._outputs} if self._is_first else {}
         try:
-            return of_whole_block(output, x, self.arguments.alpha)
+            return super().__call__(x, side, **further)
         except ShapeError as error:
             raise ShapeError(
-                f"{self.name}: {error} dr2net.convert sees where that is if it is given an example "
-                "input: convert(model, blocks=..., example=x)."
+                f"{error} dr2net.convert sees where that is if it is given an example input: "
+                "convert(model, blocks=..., example=x)."
             ) from None
 
     def has_gradients_beside(self) -> bool:
         """Whether there is something beside the stream that was computed with gradients."""
-        rest = self._output[1:] if isinstance(self._output, (tuple, list)) else ()
+        output = self._outputs[-1]
+        rest = output[1:] if isinstance(output, (tuple, list)) else ()
         return any(isinstance(t, Tensor) and t.requires_grad for t in rest)
 
     def returned(self, x: Tensor) -> Any:
         """What the block has returned, with ``x`` for the stream."""
-        output: Any = self._output
-        self._output, self._is_first = None, False
+        output: Any = self._outputs.pop()
+        self._is_first = False
         if hasattr(output, "_fields"):
             return output._replace(**{output._fields[0]: x})
         return type(output)((x, *output[1:])) if isinstance(output, (tuple, list)) else x

@@ -85,6 +85,7 @@ class _Block:
     largest: int = 0  # bytes that the largest of them stores
     remainders: int = 0  # bytes kept of it where it is rebuilt
     streams: int = 0  # bytes of a pair of streams
+    entered: int = 0  # bytes of the x that enters it
     seconds: float = 0.0  # of its forward
 
 
@@ -115,7 +116,6 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
         raise ValueError(f"budget_gb={budget_gb}: give a positive number of 10^9 bytes.")
     budget = int(budget_gb * GB)
     settings = [(chain.reversible, chain.keep) for chain in found]
-    paths = {chain: name for name, chain in model.named_modules() if chain in found}
     try:
         set_reversible(model, True, keep=())
 
@@ -123,11 +123,9 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
             with undisturbed(model):
                 return model(*inputs, **named_inputs)
 
-        blocks = {(c, key): _Block(f"{paths[c]}.{key}".lstrip(".")) for c, key in _keys(found)}
-        rebuilt = bytes_kept(forward)
-        _measure(blocks, forward, _count_bytes)
+        rebuilt, blocks = measure_blocks(model, found, forward)
         _time_modules(blocks, forward)
-        seconds = min(_step_seconds(model, forward) for _ in range(3))
+        seconds = min(step_seconds(model, forward) for _ in range(3))
         rows = [[blocks[c, key] for key in keys] for c in found for keys in c.stretches()]
         keep, kept = _choose(model, rows, forward, rebuilt, budget)
     finally:
@@ -149,8 +147,16 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
     )
 
 
-def _keys(found: list[ReversibleChain]) -> list[tuple[ReversibleChain, str]]:
-    return [(chain, key) for chain in found for key in chain.coupled_keys()]
+def measure_blocks(
+    model: nn.Module, found: list[ReversibleChain], forward: Callable[[], Any]
+) -> tuple[int, dict[tuple[ReversibleChain, str], _Block]]:
+    """Bytes that ``forward`` keeps, and what each block of the chains ``found`` has a part in."""
+    paths = {chain: name for name, chain in model.named_modules() if chain in found}
+    keys = [(chain, key) for chain in found for key in chain.coupled_keys()]
+    blocks = {(chain, key): _Block(f"{paths[chain]}.{key}".lstrip(".")) for chain, key in keys}
+    kept = bytes_kept(forward)
+    _measure(blocks, forward, _count_bytes)
+    return kept, blocks
 
 
 def _choose(
@@ -209,6 +215,7 @@ def _count_bytes(chain: ReversibleChain, block: _Block, branch: Branch) -> Branc
         block.largest = max(block.largest, stored)
         block.remainders += 0 if remainder is None else remainder.nbytes
         block.streams = 2 * stream.nbytes
+        block.entered = block.entered or x.nbytes
         return outputs[0]
 
     return run
@@ -238,7 +245,7 @@ def _take_time(chain: ReversibleChain, block: _Block, branch: Branch) -> Branch:
     return run
 
 
-def _step_seconds(model: nn.Module, forward: Callable[[], Any]) -> float:
+def step_seconds(model: nn.Module, forward: Callable[[], Any]) -> float:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = parameters[0].device
     start = _now(device)

@@ -518,3 +518,25 @@ def test_compiled_and_exported():
     with torch.no_grad():
         program = torch.export.export(model, (x, mask), strict=False)
         torch.testing.assert_close(program.module()(x, mask), model(x, mask))
+
+
+# What a user can ask
+
+
+def test_verify_finds_a_block_that_is_not_deterministic():
+    model = looped()
+    dr2net.verify(model, *inputs())
+    source = torch.Generator().manual_seed(0)
+    model.layers[2].dropout.forward = lambda x: x + torch.rand(1, generator=source)
+    with pytest.raises(RuntimeError, match=r"layers\.2, whole\) is not deterministic"):
+        dr2net.verify(model, *inputs())
+
+
+def test_plan_and_the_gradient_error():
+    model = looped(make=partial(network, 6))
+    x, mask = inputs()
+    kept = bytes_kept(partial(model, x, mask), [x, mask])
+    found = dr2net.plan(model, x, mask, budget_gb=1)
+    assert found.keep == tuple(f"layers.{number}" for number in range(6))
+    assert found.kept_if_rebuilt <= kept < found.kept
+    assert dr2net.diagnostics.gradient_error(model, lambda: model(x, mask).sum()) == 0

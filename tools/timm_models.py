@@ -213,12 +213,12 @@ def check(model: Registered) -> Outcome:
     converted, outcome = _converted(copy.deepcopy(network))
     if converted is None:
         return outcome
-    expected = _outputs_and_gradients(network, images)
-    as_original = _same_bits(_outputs_and_gradients(converted, images), expected)
+    expected = outputs_and_gradients(network, images)
+    as_original = same_bits(outputs_and_gradients(converted, images), expected)
     dr2net.set_coefficients(converted, 0.5, 0.5)
-    reversible = _outputs_and_gradients(converted, images)
+    reversible = outputs_and_gradients(converted, images)
     dr2net.set_reversible(converted, False)
-    as_stored = _same_bits(_outputs_and_gradients(converted, images), reversible)
+    as_stored = same_bits(outputs_and_gradients(converted, images), reversible)
     return Outcome(
         outcome.chains,
         outcome.branches,
@@ -236,7 +236,7 @@ def _converted(network: nn.Module) -> tuple[nn.Module | None, Outcome]:
     return network, Outcome(len(chains), len(chains[0].branches))
 
 
-def _outputs_and_gradients(network: nn.Module, images: Tensor) -> list[Tensor | None]:
+def outputs_and_gradients(network: nn.Module, images: Tensor) -> list[Tensor | None]:
     torch.manual_seed(1)
     network.zero_grad(set_to_none=True)
     output = network(images)
@@ -245,7 +245,7 @@ def _outputs_and_gradients(network: nn.Module, images: Tensor) -> list[Tensor | 
     return [output.detach(), *[parameter.grad for parameter in network.parameters()]]
 
 
-def _same_bits(first: list[Tensor | None], second: list[Tensor | None]) -> bool:
+def same_bits(first: list[Tensor | None], second: list[Tensor | None]) -> bool:
     return all(
         a is b if a is None or b is None else torch.equal(a, b)
         for a, b in zip(first, second, strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..loop import LoopedChain
 
-__all__ = ["as_call", "describe_lists", "in_eval_mode", "split_lists"]
+__all__ = ["as_call", "describe_lists", "in_eval_mode", "lists_seen", "split_lists"]
 
 
 def as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
@@ -60,7 +60,7 @@ def describe_lists(model: nn.Module, example: Any = None) -> str:
 
     With an example input: those whose blocks hand the stream to one another, in one shape.
     """
-    names = _lists_seen(model, example) if example is not None else list(_candidates(model))
+    names = lists_seen(model, example) if example is not None else list(_candidates(model))
     if not names:
         return ""
     shown = repr(names[0]) if len(names) == 1 else repr(names)
@@ -173,7 +173,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _lists_seen(model: nn.Module, example: Any) -> list[str]:
+def lists_seen(model: nn.Module, example: Any) -> list[str]:
     """Names of the outermost lists whose blocks hand the stream on, two couplings at least."""
     lists = {name: model.get_submodule(name) for name in _candidates(model)}
     found: list[str] = []
