@@ -39,10 +39,11 @@ dr2net.convert(model, blocks="stages.*.blocks", example=images)
 ```
 
 The rest, {none}, have no list in which blocks of one class hand the stream on in one shape. Lists
-are those that `dr2net.convert(model, example=images)` names in its error. Of each class that is marked
-the smallest model was converted and compared, in training mode, without pretrained weights: outputs
-and all gradients at (1, 0) are timm's own, and gradients at (0.5, 0.5) those of stored activations,
-both bit for bit. Couplings are of the whole network: from the fewest to the most of a class.
+are those that `dr2net.convert(model, example=images)` names in its error. Of each class that is
+marked the smallest model was converted and compared, in training mode, without pretrained weights:
+outputs and all gradients at (1, 0) are timm's own, and gradients at (0.5, 0.5) those of stored
+activations, both bit for bit. Couplings are of the whole network: from the fewest to the most of a
+class.
 
 {table}
 
