@@ -149,11 +149,7 @@ class ReversibleChain(Container):
                 self.named(keys), self.branches, alpha, x, args, kwargs, checkpointed, take
             )
         if rebuilds and checkpointed and not set(keys) <= self.keep:
-            self.guard.say_once(
-                "checkpointing",
-                f"Checkpointing was switched on for {self.name}, which rebuilds activations and "
-                "needs none: it takes effect where activations are stored.",
-            )
+            self.say_needless()
         refuse_modes(self, self.name, x, rebuilds)
         rebuilt = [rebuilds and not observed and key not in self.keep for key in keys]
         make = partial(self.make_pass, keys, alpha, beta, x, args, kwargs)

@@ -233,6 +233,14 @@ class Container(nn.Module):
         flags = (held.get(flag) for held in holders for flag in CHECKPOINT_FLAGS)
         return self.checkpoints or any(flags)
 
+    def say_needless(self) -> None:
+        """Says once that checkpointing has no effect here."""
+        self.guard.say_once(
+            "checkpointing",
+            f"Checkpointing was switched on for {self.name}, which rebuilds activations and needs "
+            "none: it takes effect where activations are stored.",
+        )
+
     def guard_blocks(self) -> None:
         """Has blocks refuse to be called by themselves."""
         for block in self.reversible_blocks():

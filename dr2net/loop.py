@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .arguments import Arguments
@@ -26,7 +28,7 @@ from .branches import ShapeError, whole
 from .call import Call
 from .chain import ReversibleChain
 from .coefficients import RANGE_BITS
-from .coupling import Pass, Row
+from .coupling import Pass, Row, itself
 from .kernels.arithmetic import Arithmetic, ExactArithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
@@ -111,8 +113,9 @@ class LoopedChain(ReversibleChain):
         refuse_modes(self, self.name, x, rebuilds)
         self.guard.look()
         if rebuilds:
-            self._refuse_checkpoint(key)
             self._tell_of_single_blocks(key)
+            if self.is_checkpointed(self.coupled_keys()):
+                self.say_needless()
             if is_sharded(self.named(self.coupled_keys())):
                 raise ValueError(
                     f"fully_shard was called on blocks of {self.name}, which are called one by "
@@ -120,15 +123,25 @@ class LoopedChain(ReversibleChain):
                 )
         return _LoopRow(self, alpha, beta, x)
 
-    def _refuse_checkpoint(self, key: str) -> None:
+    def is_in_checkpoint(self, key: str, rebuilt: bool) -> bool:
+        """Whether the block is called inside torch.utils.checkpoint, which is then passed by.
+
+        Raises:
+            RuntimeError: it cannot be: the block's activations are stored, or other operations are
+                in the same checkpoint, so that the block is called again in backward.
+        """
         hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        in_checkpoint = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
-        if in_checkpoint or torch._C._current_graph_task_id() >= 0:
+        inside = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+        again = torch._C._current_graph_task_id() >= 0
+        if inside and (again or not rebuilt):
             raise RuntimeError(
-                f"Block {key!r} of {self.name} was called inside torch.utils.checkpoint: the chain "
-                "rebuilds activations and needs none. Switch it off, for example by "
+                f"Block {key!r} of {self.name} was called inside torch.utils.checkpoint, which "
+                "cannot be passed by here: switch it off, for example by "
                 "model.set_grad_checkpointing(False) or model.gradient_checkpointing_disable()."
             )
+        if rebuilt and (inside or again):
+            self.say_needless()
+        return inside
 
     def _tell_of_single_blocks(self, key: str) -> None:
         keys, (last, length) = list(self._modules), self._last
@@ -236,6 +249,7 @@ class _LoopRow:
         arguments = Arguments(self.alpha, args, kwargs, are_own=True)
         (branch,), block = chain.branches, chain.get_submodule(key)
         call = _BlockCall((place, chain.name, key), block, branch, arguments)
+        passed_by = self.with_gradients and chain.is_in_checkpoint(key, rebuilt)
         changed = fix_settings()
         try:
             if self.length == 0:
@@ -246,7 +260,8 @@ class _LoopRow:
                 self.this_pass.keep_pair()  # here backward will take it up
             self.rebuilt_last = rebuilt and not ends
             self.this_pass.calls.append(call)
-            x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
+            with saved_tensors_hooks(itself, itself) if passed_by else nullcontext():
+                x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
         finally:
             undo(changed)
         arguments.side = []

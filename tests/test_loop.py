@@ -76,11 +76,14 @@ def step(model: nn.Module, reversible: bool, *args, run=None, autocast=False, **
         dr2net.set_reversible(model, reversible)
     args = args or inputs()
     leaves = [t for t in (*args, *model.parameters()) if t.requires_grad]
+    for leaf in leaves:
+        leaf.grad = None
     torch.manual_seed(2)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = (model if run is None else run)(*args, **kwargs)
     loss = (output.float() * torch.linspace(-1, 2, output.numel()).view(output.shape)).sum()
-    return [output.detach(), *torch.autograd.grad(loss, leaves, allow_unused=True)]
+    loss.backward()
+    return [output.detach(), *(leaf.grad for leaf in leaves)]
 
 
 def assert_exact(model: nn.Module, *args, **kwargs) -> None:
@@ -376,17 +379,33 @@ def test_values_that_are_not_finite_name_the_block():
 # What is refused
 
 
-def test_checkpointing_around_a_block_is_an_error_that_says_so():
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_around_blocks_is_said_to_be_needless(use_reentrant):
     model = looped()
-    for use_reentrant in (False, True):
 
-        def run(x, mask, use_reentrant=use_reentrant):
-            for layer in model.layers:
-                x = checkpoint(layer, x, mask, use_reentrant=use_reentrant)[0]
-            return model.head(x)
+    def run(x, mask, call=lambda layer, *args: layer(*args)):
+        for layer in model.layers:
+            x = call(layer, x, mask)[0]
+        return model.head(x)
 
-        with pytest.raises(RuntimeError, match=r"inside torch\.utils\.checkpoint"):
-            run(*inputs()).sum().backward()
+    checkpointed = partial(run, call=partial(checkpoint, use_reentrant=use_reentrant))
+    # Reentrant ones run forward without gradients, and each block in backward by itself.
+    expected = step(model, False, run=checkpointed if use_reentrant else run)
+    with pytest.warns(UserWarning, match="rebuilds activations and needs none"):
+        assert_same_bits(step(model, True, run=checkpointed), expected)
+
+
+def test_other_operations_in_the_same_checkpoint_are_an_error():
+    model = looped()
+    layer, (x, mask) = model.layers[0], inputs()
+    with pytest.warns(UserWarning, match="needs none"):
+        y = checkpoint(lambda x: layer(x, mask)[0].sin(), x, use_reentrant=False)
+    message = r"inside torch\.utils\.checkpoint, which cannot be passed by"
+    with pytest.raises(RuntimeError, match=message):
+        y.sum().backward()
+    dr2net.set_reversible(model, False)
+    with pytest.raises(RuntimeError, match=message):
+        checkpoint(layer, x, mask, use_reentrant=False)
 
 
 class Cache:
