@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -32,7 +32,7 @@ from .coupling import Pass, Row, itself
 from .kernels.arithmetic import Arithmetic, ExactArithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
-from .replay import Settings, fix_settings, undo
+from .replay import Settings, Snapshot, fix_settings, undo
 from .reports import is_immediate
 from .streams import Streams
 
@@ -44,13 +44,16 @@ class LoopedChain(ReversibleChain):
 
     Each block is one coupling, of the module G(x; α) = B(x) − (1 − α) · x.
 
+    Blocks that change the shape of the stream run as they are: which, is found when they do it for
+    the first time.
+
     Args:
         blocks: the container that the chain replaces.
-        ordinary: names in it of blocks that change the shape; they run as they are.
     """
 
-    def __init__(self, blocks: nn.Module, ordinary: Collection[str] = ()):
-        super().__init__(blocks, (whole,), ordinary)
+    def __init__(self, blocks: nn.Module):
+        super().__init__(blocks, (whole,))
+        self._keep_the_shape: set[str] = set()  # of whom that is known
         # Blocks behind which a backward has begun although the row went on, and those behind which
         # a row went on although they are the list's last.
         self.ends: set[str] = set()
@@ -61,6 +64,17 @@ class LoopedChain(ReversibleChain):
         self._last = ("", 0)  # the block called last, and how many its row had by then
         for key, block in self.named(self.coupled_keys()):
             block.__dict__["forward"] = Step(self, key)
+
+    def forward(self, x: Any) -> Any:
+        """Calls the blocks one after the other, as ``nn.Sequential`` does."""
+        for block in self:
+            x = block(x)
+        return x
+
+    @property
+    def was_called(self) -> bool:
+        """Whether one of its blocks has run as a coupling."""
+        return self._last[1] > 0
 
     def guard_blocks(self) -> None:
         """Blocks can be called."""
@@ -82,14 +96,33 @@ class LoopedChain(ReversibleChain):
         """Runs the block ``key`` where the parent calls it; returns what the block returns."""
         block = self.get_submodule(key)
         x, args, kwargs = _take_stream(type(block), args, kwargs)
-        row = self.under_way.get(x) if isinstance(x, Tensor) else None
-        if row is None or not row.goes_on(x):
-            row = self._begin(key, x)
+        row = None
+        if isinstance(x, Tensor) and key not in self.ordinary:
+            row = self.under_way.get(x)
+            if row is None or not row.goes_on(x):
+                row = self._begin(key, x)
         if row is None:
             return type(block).forward(block, x, *args, **kwargs)
-        result = row.run(key, x, args, kwargs)
+        if key in self._keep_the_shape:
+            result = row.run(key, x, args, kwargs)
+        else:
+            snapshot = Snapshot([self.inventories.of(key, block)], self.branches, x.device)
+            try:
+                result = row.run(key, x, args, kwargs)
+            except ShapeError as error:
+                snapshot.restore()
+                self._make_ordinary(key, error)
+                return type(block).forward(block, x, *args, **kwargs)
+            self._keep_the_shape.add(key)
         self._last = key, row.length
         return result
+
+    def _make_ordinary(self, key: str, error: ShapeError) -> None:
+        self.ordinary |= {key}
+        if len(self.ordinary) == len(self):
+            raise ValueError(
+                f"No block of {self.name} keeps the shape of its stream: {error}"
+            ) from None
 
     def make_arithmetic(self, beta: float, x: Tensor, range_bits: int | None = None) -> Arithmetic:
         """As ``ReversibleChain``'s, but with the same fraction bits in a larger range.
@@ -104,10 +137,10 @@ class LoopedChain(ReversibleChain):
         fraction_bits = min(arithmetic.fraction_bits, 62 - bits)
         return replace(arithmetic, word=torch.int64, fraction_bits=fraction_bits)
 
-    def _begin(self, key: str, x: Any) -> _LoopRow | None:
+    def _begin(self, key: str, x: Tensor) -> _LoopRow | None:
         """A new row from the block ``key`` on; None at β = 0, where blocks run as they are."""
         alpha, beta = self.coefficients_in_use()
-        if beta == 0 or not isinstance(x, Tensor):
+        if beta == 0:
             return None
         rebuilds = self.reversible and torch.is_grad_enabled()
         refuse_modes(self, self.name, x, rebuilds)
@@ -258,12 +291,15 @@ class _LoopRow:
                 row.settings = Settings(x.device)  # the parent may have set others
             if self.rebuilt_last and not rebuilt:
                 self.this_pass.keep_pair()  # here backward will take it up
-            self.rebuilt_last = rebuilt and not ends
             self.this_pass.calls.append(call)
             with saved_tensors_hooks(itself, itself) if passed_by else nullcontext():
                 x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
+        except ShapeError:
+            self.this_pass.calls.pop()
+            raise
         finally:
             undo(changed)
+        self.rebuilt_last = rebuilt and not ends
         arguments.side = []
         self.length += 1
         self.last = key
@@ -358,14 +394,7 @@ class _BlockCall(Call):
         self._is_first = True
 
     def __call__(self, x: Tensor, side: Sequence[Tensor], **_: Any) -> Tensor:
-        further = {"_outputs": self._outputs} if self._is_first else {}
-        try:
-            return super().__call__(x, side, **further)
-        except ShapeError as error:
-            raise ShapeError(
-                f"{error} dr2net.convert sees where that is if it is given an example input: "
-                "convert(model, blocks=..., example=x)."
-            ) from None
+        return super().__call__(x, side, **{"_outputs": self._outputs} if self._is_first else {})
 
     def has_gradients_beside(self) -> bool:
         """Whether there is something beside the stream that was computed with gradients."""

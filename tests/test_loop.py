@@ -466,19 +466,41 @@ class Widening(Block):
         return torch.cat([stream, stream], 1), None
 
 
-def test_a_block_that_changes_the_shape_is_found_by_an_example_and_else_an_error():
-    def make():
-        torch.manual_seed(0)
-        plain = Network(5)
-        plain.layers[2] = Widening()
-        return plain.train()
+def widened(places=(2,)):
+    torch.manual_seed(0)
+    plain = Network(5)
+    for place in places:
+        plain.layers[place] = Widening()
+    return plain.train()
 
+
+@pytest.mark.parametrize("places", [(2,), (0,), (4,), (0, 2), (1, 3), (0, 1, 2, 3)])
+def test_blocks_that_change_the_shape_run_as_they_are(places):
+    model = looped(make=partial(widened, places))
     x, _ = inputs()
-    with pytest.raises(ValueError, match=r"coupling 2 .*must\s+keep the shape.*example=x"):
-        looped(make=make)(x)
-    model = looped(make=make, example=x)
-    assert model.layers.ordinary == {"2"}
-    assert_exact(model, x)
+    stored = step(model, False, x)
+    assert_same_bits(step(model, True, x), stored)
+    assert model.layers.ordinary == {str(place) for place in places}
+    fresh = looped(make=partial(widened, places))
+    assert_same_bits(step(fresh, True, x), stored)  # the same when they are found
+    known = looped(make=partial(widened, places), example=x)
+    assert known.layers.ordinary == model.layers.ordinary
+    assert_same_bits(step(known, True, x), stored)
+
+
+def test_a_list_no_block_of_which_keeps_the_shape_is_an_error():
+    with pytest.raises(ValueError, match="No block of layers keeps the shape of its stream"):
+        looped(make=partial(widened, range(5)))(inputs()[0])
+
+
+def test_a_block_that_has_kept_the_shape_before_may_not_change_it():
+    model = looped()
+    step(model, True)
+    x, _ = inputs()
+    with model.layers[1].linear.register_forward_hook(lambda m, a, output: output[:, :1]):
+        model(x)  # which broadcasts
+    with pytest.raises(ValueError, match=r"coupling 1 .*must keep the shape"):
+        model.layers[1](model.layers[0](x)[0], torch.ones(3, 1, 1, 1))
 
 
 def test_fully_sharded_blocks_are_refused(monkeypatch):

@@ -22,7 +22,7 @@ from ..branches import whole
 from ..chain import ReversibleChain
 from ..coefficients import DEFAULT_BETA, alpha_on_the_line, check_coefficients, is_on_the_line
 from ..kernels.arithmetic import check_arithmetic
-from .by_name import as_call, describe_lists, in_eval_mode, split_lists
+from .by_name import as_call, describe_lists, in_eval_mode, require_calls, split_lists
 from .subclass import restore_methods
 
 __all__ = [
@@ -147,7 +147,7 @@ def convert(
             _split_families(model, example, options)
         else:
             _refuse_options(options)
-            split_lists(model, blocks, example)
+            split_lists(model, blocks)
         for name, chain in _named_chains(model):
             chain.name = name or "chain"
             chain.owner = (model.get_submodule(name.rpartition(".")[0]),) if name else ()
@@ -159,8 +159,7 @@ def convert(
             _compare(model, before, _outputs(model, args, kwargs))
         set_coefficients(model, alpha, beta)
         if example is not None and beta > 0:
-            with in_eval_mode(model), torch.enable_grad():
-                model(*args, **kwargs)
+            require_calls(model, example)
         set_reversible(model, True, keep)
     except BaseException:
         _restore(model)

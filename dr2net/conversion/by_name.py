@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,14 @@ from torch import Tensor, nn
 
 from ..loop import LoopedChain
 
-__all__ = ["as_call", "describe_lists", "in_eval_mode", "lists_seen", "split_lists"]
+__all__ = [
+    "as_call",
+    "describe_lists",
+    "in_eval_mode",
+    "lists_seen",
+    "require_calls",
+    "split_lists",
+]
 
 
 def as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
@@ -25,34 +31,38 @@ def as_call(example: Any) -> tuple[tuple, dict[str, Any]]:
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
-def split_lists(model: nn.Module, names: str | Collection[str], example: Any = None) -> None:
+def split_lists(model: nn.Module, names: str | Collection[str]) -> None:
     """Puts a ``LoopedChain`` where each of the named lists of blocks stands.
 
     Args:
         names: of ``nn.ModuleList``s and ``nn.Sequential``s of blocks, or patterns
             (``"layers.*.blocks"``).
-        example: what the network is called with, if blocks are to be looked at: those that change
-            the shape stay outside of the couplings.
 
     Raises:
-        ValueError: a name fits no list of blocks, or none of a list's blocks keeps the shape.
+        ValueError: a name fits no list of blocks.
     """
     patterns = [names] if isinstance(names, str) else list(names)
     found = dict.fromkeys(name for pattern in patterns for name in _matching(model, pattern))
-    ordinary: dict[str, set[str]] = defaultdict(set)
-    if example is not None:
-        runs = watched(model, example, {name: model.get_submodule(name) for name in found})
-        for name, seen in runs.items():
-            ordinary[name] = {key for key, run in seen.items() if not run.keeps_the_shape}
-            if len(ordinary[name]) == len(model.get_submodule(name)._modules):
-                raise ValueError(
-                    f"blocks={name!r}: none of its blocks was called with a stream and returned "
-                    f"one of the same shape.{_suggest(model, example)}"
-                )
     for name in found:
         parent, _, key = name.rpartition(".")
-        container: Any = model.get_submodule(name)
-        model.get_submodule(parent)._modules[key] = LoopedChain(container, ordinary[name])
+        model.get_submodule(parent)._modules[key] = LoopedChain(model.get_submodule(name))
+
+
+def require_calls(model: nn.Module, example: Any) -> None:
+    """Runs a converted network on an example, with gradients on.
+
+    Raises:
+        ValueError: no block of a list was called, or none keeps the shape of its stream.
+    """
+    args, kwargs = as_call(example)
+    with in_eval_mode(model), torch.enable_grad():
+        model(*args, **kwargs)
+    for chain in model.modules():
+        if isinstance(chain, LoopedChain) and not chain.was_called:
+            raise ValueError(
+                f"blocks={chain.name!r}: none of its blocks was called with a stream on the "
+                "example."
+            )
 
 
 def describe_lists(model: nn.Module, example: Any = None) -> str:
