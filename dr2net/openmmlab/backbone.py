@@ -30,14 +30,15 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
     """Builds ``backbone`` and converts it.
 
     Args:
-        backbone: config of a registered backbone of a supported family.
+        backbone: config of a registered backbone.
         alpha, beta, arithmetic: as in ``dr2net.convert``: α is 1 − β unless it is given. (1, 0) is
             the backbone itself.
         reversible: False stores activations, with the same equations and gradients.
         mlp_tokens: MLPs train over slices of so many tokens, of all samples together:
             ``dr2net.slice_mlps``.
-        options: ``keep`` and ``on_mismatch``, as in ``dr2net.convert``, and options of the
-            family's adapter, such as ``fused_attention=True``.
+        options: ``keep``, ``on_mismatch``, ``blocks`` (for a backbone without an adapter) and
+            ``couplings``, as in ``dr2net.convert``, and options of the family's adapter, such as
+            ``fused_attention=True``.
     """
     model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)
     set_reversible(model, reversible)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -295,3 +296,9 @@ def test_a_list_none_of_whose_blocks_runs_is_an_error():
 
     with pytest.raises(ValueError, match="none of its blocks was called"):
         dr2net.convert(Idle(), blocks="layers", example=torch.randn(2, 5, 8))
+
+
+def test_the_example_in_the_docs_runs():
+    text = (Path(__file__).parents[2] / "docs/families.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    exec(compile(snippet, "docs/families.md", "exec"), {})
