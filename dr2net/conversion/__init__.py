@@ -22,7 +22,15 @@ from ..branches import whole
 from ..chain import ReversibleChain
 from ..coefficients import DEFAULT_BETA, alpha_on_the_line, check_coefficients, is_on_the_line
 from ..kernels.arithmetic import check_arithmetic
-from .by_name import as_call, describe_lists, in_eval_mode, require_calls, split_lists
+from ..messages import warn
+from .by_name import (
+    as_call,
+    candidates,
+    describe_lists,
+    in_eval_mode,
+    require_calls,
+    split_lists,
+)
 from .subclass import restore_methods
 
 __all__ = [
@@ -372,10 +380,29 @@ def _find_adapter(network: type) -> Adapter | None:
     for ancestor in network.__mro__:
         file = FAMILIES.get(f"{ancestor.__module__}.{ancestor.__qualname__}")
         if file:
-            import_module(f"{__name__}.{file}")
+            try:
+                import_module(f"{__name__}.{file}")
+            except ImportError as error:
+                return _whole_blocks_because(error)
         if ancestor in _adapters:
             return _adapters[ancestor]
     return None
+
+
+def _whole_blocks_because(error: ImportError) -> Adapter:
+    """What takes the place of an adapter that does not fit the library's version."""
+
+    def split(model: nn.Module) -> None:
+        names = list(candidates(model))
+        if not names:
+            raise ValueError(f"The adapter of {type(model).__name__} cannot be imported: {error}.")
+        warn(
+            f"The adapter of {type(model).__name__} does not fit this version of its library "
+            f"({error}): whole blocks are couplings, blocks={names}."
+        )
+        split_lists(model, names)
+
+    return split
 
 
 def _check_options(adapter: Adapter, network: nn.Module, options: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ..loop import LoopedChain
 
 __all__ = [
     "as_call",
+    "candidates",
     "describe_lists",
     "in_eval_mode",
     "lists_seen",
@@ -70,7 +71,7 @@ def describe_lists(model: nn.Module, example: Any = None) -> str:
 
     With an example input: those whose blocks hand the stream to one another, in one shape.
     """
-    names = lists_seen(model, example) if example is not None else list(_candidates(model))
+    names = lists_seen(model, example) if example is not None else list(candidates(model))
     if not names:
         return ""
     shown = repr(names[0]) if len(names) == 1 else repr(names)
@@ -105,7 +106,7 @@ def _is_list(module: nn.Module) -> bool:
     return kind and bool(module._modules) and None not in module._modules.values()
 
 
-def _candidates(model: nn.Module) -> Iterator[str]:
+def candidates(model: nn.Module) -> Iterator[str]:
     """Names of lists of two or more blocks of one class with parameters, outermost first."""
     for name, module in model.named_modules():
         if name and _is_list(module):
@@ -185,7 +186,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 def lists_seen(model: nn.Module, example: Any) -> list[str]:
     """Names of the outermost lists whose blocks hand the stream on, two couplings at least."""
-    lists = {name: model.get_submodule(name) for name in _candidates(model)}
+    lists = {name: model.get_submodule(name) for name in candidates(model)}
     found: list[str] = []
     for name, seen in watched(model, example, lists).items():
         runs = [run for run in seen.values() if run.keeps_the_shape]

@@ -17,15 +17,15 @@ from ..branches import residual
 from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
-from .timm_shared import check_blocks, intermediates
+from .timm_shared import attention_options, check_blocks, intermediates
 
 Rope = Tensor | tuple[Tensor, ...] | None
 """Rotary embedding: none, one for all blocks, or (mixed) one for each."""
 
 
 @residual
-def attention(block: Any, x: Tensor, rope: Rope = None, **attention_options: Any) -> Tensor:
-    attended = block.attn(block.norm1(x), rope=_rope_of(block, rope), **attention_options)
+def attention(block: Any, x: Tensor, rope: Rope = None, **options: Any) -> Tensor:
+    attended = block.attn(block.norm1(x), rope=_rope_of(block, rope), **options)
     return block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
 
 
@@ -36,10 +36,8 @@ def mlp(block: Any, x: Tensor) -> Tensor:
 
 
 @residual
-def attention_post_norm(
-    block: Any, x: Tensor, rope: Rope = None, **attention_options: Any
-) -> Tensor:
-    attended = block.attn(x, rope=_rope_of(block, rope), **attention_options)
+def attention_post_norm(block: Any, x: Tensor, rope: Rope = None, **options: Any) -> Tensor:
+    attended = block.attn(x, rope=_rope_of(block, rope), **options)
     return block.drop_path1(block.norm1(attended))
 
 
@@ -68,7 +66,7 @@ def forward_features(
     self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     x, rope = _embed(self, x)
-    return self.norm(self.blocks(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal))
+    return self.norm(self.blocks(x, rope=rope, **attention_options(attn_mask, is_causal)))
 
 
 def forward_intermediates(
@@ -89,7 +87,7 @@ def forward_intermediates(
         self,
         x,
         tokens,
-        {"rope": rope, "attn_mask": attn_mask, "is_causal": is_causal},
+        {"rope": rope, **attention_options(attn_mask, is_causal)},
         indices,
         return_prefix_tokens,
         norm,
@@ -102,5 +100,8 @@ def forward_intermediates(
 def _embed(model: Any, x: Tensor) -> tuple[Tensor, Rope]:
     """The tokens that enter the blocks, and their rotary embedding."""
     x, rope = model._pos_embed(model.patch_embed(x))
-    # Mixed embeddings are stacked over the blocks: apart, each coupling has its own alone.
-    return model.norm_pre(x), tuple(rope) if model.rope_mixed and rope is not None else rope
+    if hasattr(model, "norm_pre"):  # not in timm 1.0.15, like mixed embeddings
+        x = model.norm_pre(x)
+    # Those are stacked over the blocks: apart, each coupling has its own alone.
+    is_mixed = getattr(model, "rope_mixed", False) and rope is not None
+    return x, tuple(rope) if is_mixed else rope

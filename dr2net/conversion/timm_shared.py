@@ -8,7 +8,7 @@ from typing import Any
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-__all__ = ["check_blocks", "forward", "intermediates"]
+__all__ = ["attention_options", "check_blocks", "forward", "intermediates"]
 
 
 def check_blocks(
@@ -32,6 +32,12 @@ def check_blocks(
 def forward(self: Any, x: Tensor) -> Tensor:
     """A stage whose chain follows its downsampling: Swin's, ConvNeXt's."""
     return self.blocks(self.downsample(x))
+
+
+def attention_options(attn_mask: Tensor | None, is_causal: bool) -> dict[str, Any]:
+    """Those that are given: timm 1.0.25 does not know ``is_causal`` yet."""
+    options: dict[str, Any] = {} if attn_mask is None else {"attn_mask": attn_mask}
+    return options | {"is_causal": True} if is_causal else options
 
 
 def intermediates(

@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.models import vision_transformer
 from timm.models.vision_transformer import (
     Block,
-    DiffParallelScalingBlock,
     ParallelScalingBlock,
     ParallelThingsBlock,
     ResPostBlock,
@@ -26,15 +26,12 @@ from ..branches import residual
 from ..chain import ReversibleChain
 from . import register_adapter
 from .subclass import replace_methods
-from .timm_shared import check_blocks, intermediates
+from .timm_shared import attention_options, check_blocks, intermediates
 
 
 @residual
-def attention(
-    block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    attended = block.attn(block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
-    return block.drop_path1(block.ls1(attended))
+def attention(block: Any, x: Tensor, **options: Any) -> Tensor:
+    return block.drop_path1(block.ls1(block.attn(block.norm1(x), **options)))
 
 
 @partial(residual, tokenwise=("norm2", "mlp", "ls2"), drop_path="drop_path2")
@@ -43,11 +40,8 @@ def mlp(block: Any, x: Tensor) -> Tensor:
 
 
 @residual
-def attention_post_norm(
-    block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
-    attended = block.attn(x, attn_mask=attn_mask, is_causal=is_causal)
-    return block.drop_path1(block.norm1(attended))
+def attention_post_norm(block: Any, x: Tensor, **options: Any) -> Tensor:
+    return block.drop_path1(block.norm1(block.attn(x, **options)))
 
 
 @partial(residual, tokenwise=("mlp", "norm2"), drop_path="drop_path2")
@@ -56,7 +50,7 @@ def mlp_post_norm(block: Any, x: Tensor) -> Tensor:
 
 
 @residual
-def parallel(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
+def parallel(block: Any, x: Tensor, **options: Any) -> Tensor:
     """Attention and MLP at once: what the block's own forward would add to ``x``."""
     added = []
 
@@ -68,23 +62,20 @@ def parallel(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
     # FSDP2 makes call __init__ where it has sharded the block.
     part = object.__new__(type(block))
     vars(part).update(vars(block), drop_path=keep)
-    type(block).forward(part, x, **attention_options)
+    type(block).forward(part, x, **options)
     return added[0]
 
 
 @residual
-def attentions(
-    block: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+def attentions(block: Any, x: Tensor, **options: Any) -> Tensor:
     attended = (
-        part.drop_path(part.ls(part.attn(part.norm(x), attn_mask=attn_mask, is_causal=is_causal)))
-        for part in block.attns
+        part.drop_path(part.ls(part.attn(part.norm(x), **options))) for part in block.attns
     )
     return torch.stack(list(attended)).sum(dim=0)
 
 
 @residual
-def mlps(block: Any, x: Tensor, **attention_options: Any) -> Tensor:
+def mlps(block: Any, x: Tensor, **options: Any) -> Tensor:
     return torch.stack([part(x) for part in block.ffns]).sum(dim=0)
 
 
@@ -92,9 +83,10 @@ BRANCHES = {
     Block: (attention, mlp),
     ResPostBlock: (attention_post_norm, mlp_post_norm),
     ParallelScalingBlock: (parallel,),
-    DiffParallelScalingBlock: (parallel,),
     ParallelThingsBlock: (attentions, mlps),
 }
+if hasattr(vision_transformer, "DiffParallelScalingBlock"):  # not in timm 1.0.15
+    BRANCHES[vision_transformer.DiffParallelScalingBlock] = (parallel,)
 
 
 @register_adapter(VisionTransformer)
@@ -108,7 +100,7 @@ def forward_features(
     self: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     x = _embed(self, x)
-    return self.norm(self.blocks(x, attn_mask=attn_mask, is_causal=is_causal))
+    return self.norm(self.blocks(x, **attention_options(attn_mask, is_causal)))
 
 
 def forward_intermediates(
@@ -129,7 +121,7 @@ def forward_intermediates(
         self,
         x,
         _embed(self, x),
-        {"attn_mask": attn_mask, "is_causal": is_causal},
+        attention_options(attn_mask, is_causal),
         indices,
         return_prefix_tokens,
         norm,

@@ -20,6 +20,9 @@ from ..chain import ReversibleChain
 
 __all__ = ["forget_recording", "require_layers", "run_layers"]
 
+if not hasattr(output_capturing, "selected_hidden_states"):
+    raise ImportError("it needs transformers 5.23 or newer")
+
 
 def require_layers(model: nn.Module, layers: nn.Module, kind: type[nn.Module]) -> None:
     """Raises ValueError unless all ``layers`` are of the class ``kind``."""

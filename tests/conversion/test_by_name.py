@@ -302,3 +302,16 @@ def test_the_example_in_the_docs_runs():
     text = (Path(__file__).parents[2] / "docs/families.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     exec(compile(snippet, "docs/families.md", "exec"), {})
+
+
+def test_an_adapter_that_does_not_fit_the_library_gives_way_to_whole_blocks(monkeypatch):
+    def refuse(name: str) -> None:
+        raise ImportError(f"{name} needs another version")
+
+    monkeypatch.setattr("dr2net.conversion.import_module", refuse)
+    monkeypatch.setattr("dr2net.conversion._adapters", {})
+    plain = timm.create_model("test_vit").train()
+    x = torch.randn(1, 3, 160, 160)
+    with pytest.warns(UserWarning, match=r"timm_vit needs another version.*blocks=\['blocks'\]"):
+        model = dr2net.convert(copy.deepcopy(plain), 1, 0, example=x)
+    assert_same_bits(gradients(model, x), gradients(plain, x))
