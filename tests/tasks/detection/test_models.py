@@ -212,3 +212,22 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         load_checkpoint(
             build(small_model("dr2net_retinanet_swint_coco")), str(tmp_path / "other.pth")
         )
+
+
+# All of a detector, by the names of its lists of blocks
+
+EVERYTHING = ["backbone.stages.*.blocks", "encoder.layers", "decoder.layers"]
+
+
+@pytest.mark.parametrize("network", ["dino4scale_swint_coco", "dino5scale_swint_coco"])
+def test_dino_s_encoder_and_decoder_convert_with_the_backbone(network, photographs):
+    conventional, _ = pair(network)
+    converted = dr2net.convert(copy.deepcopy(conventional), 1, 0, blocks=EVERYTHING)
+    assert [len(chain) for chain in dr2net.chains(converted)] == [2, 2, 2, 2, 2, 2]
+    expected = training_step(conventional, photographs)
+    assert_same_bits(expected, training_step(converted, photographs))
+    dr2net.set_coefficients(converted, 0.875, 0.125)
+    rebuilt = training_step(converted, photographs)
+    dr2net.set_reversible(converted, False)
+    assert_same_bits(training_step(converted, photographs), rebuilt)
+    assert not torch.equal(rebuilt[0], expected[0])
