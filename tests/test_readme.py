@@ -24,23 +24,17 @@ def test_python_runs(capsys):
     assert plan.endswith("GB of 0.050 GB: fits.")
 
 
-def test_config_entries_build_a_dr2net(capsys):
+def test_config_entries_register_the_hook():
     pytest.importorskip("mmengine")
     pytest.importorskip("mmcv")
     from mmengine.config import Config
-    from mmengine.registry import HOOKS, MODELS
-
-    import dr2net
+    from mmengine.registry import HOOKS
 
     (block,) = [block for block in blocks("python") if "custom_imports" in block]
     config = Config.fromstring(block, ".py")
-    config.backbone.update(img_size=32, embed_dims=48, depth=1, num_heads=2)
-    config.model.backbone.backbone = config.backbone
-    import mmaction.models  # noqa: F401
-
-    model = MODELS.build(config.model.backbone)
-    assert dr2net.get_coefficients(model) == (0.875, 0.125)
-    assert HOOKS.build(config.custom_hooks[0]).schedule.at(20) == (0.875, 0.125)
+    hook = HOOKS.build(config.custom_hooks[0])
+    assert hook.schedule.at(20) == (0.875, 0.125)
+    assert hook.modules == ["backbone"]
 
 
 @pytest.mark.parametrize("command", "".join(blocks("bash")).splitlines())

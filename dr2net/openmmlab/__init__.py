@@ -10,13 +10,19 @@ compatibility.install()
 
 from . import checkpoint, random_state  # noqa: E402
 from .backbone import Dr2NetBackbone  # noqa: E402
-from .hook import CoefficientScheduleHook, ValidateResumedHook, VerificationHook  # noqa: E402
+from .hook import (  # noqa: E402
+    CoefficientScheduleHook,
+    Dr2NetHook,
+    ValidateResumedHook,
+    VerificationHook,
+)
 
 checkpoint.install()
 
 __all__ = [
     "CoefficientScheduleHook",
     "Dr2NetBackbone",
+    "Dr2NetHook",
     "ValidateResumedHook",
     "VerificationHook",
     "checkpoint",

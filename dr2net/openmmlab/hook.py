@@ -1,7 +1,8 @@
-"""Hooks of a training run: they move (α, β), verify gradients, and make up for a validation."""
+"""Hooks of a run: they convert, move (α, β), verify gradients, and make up for a validation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,12 +12,13 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor
 
-from ..conversion import chains, require_chains
+from ..conversion import chains, convert, require_chains
+from ..conversion.mlps import slice_mlps
 from ..optimizers import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step
 
-__all__ = ["CoefficientScheduleHook", "ValidateResumedHook", "VerificationHook"]
+__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "ValidateResumedHook", "VerificationHook"]
 
 
 @HOOKS.register_module()
@@ -83,6 +85,76 @@ class CoefficientScheduleHook(Hook):
     def _apply(self, step: int) -> None:
         for chain in self._all:
             chain.set_coefficients(*self.schedule.at(step))
+
+
+@HOOKS.register_module()
+class Dr2NetHook(CoefficientScheduleHook):
+    """Makes the backbone of any model a Dr²Net, by one line of a config.
+
+        custom_hooks = [dict(type="Dr2NetHook")]
+
+    It converts before weights are initialised, loaded or resumed, and drives the coefficients as
+    ``CoefficientScheduleHook``, held at the default point of the line if nothing is given. Names of
+    parameters stay, so that optimizer settings and checkpoints need no change.
+
+    Args:
+        modules: name of the part of the model to convert, or names; ``""`` is the whole model.
+        blocks: names of lists of blocks in that part, for one without an adapter.
+        mlp_tokens: MLPs train over slices of so many tokens: ``dr2net.slice_mlps``.
+        arithmetic, keep, couplings, on_mismatch: as in ``dr2net.convert``.
+        options: of the family's adapter, such as ``dict(fused_attention=True)``.
+        by_epoch, schedule: as in ``CoefficientScheduleHook``.
+    """
+
+    priority = "VERY_HIGH"  # before EMAHook copies the model
+
+    def __init__(
+        self,
+        modules: str | Sequence[str] = "backbone",
+        blocks: str | Sequence[str] | None = None,
+        mlp_tokens: int | None = None,
+        arithmetic: str = "exact",
+        keep: Sequence[str] = (),
+        couplings: str = "branch",
+        on_mismatch: str = "raise",
+        options: dict[str, Any] | None = None,
+        by_epoch: bool = True,
+        **schedule: Any,
+    ) -> None:
+        super().__init__(by_epoch, **schedule)
+        self.modules = [modules] if isinstance(modules, str) else list(modules)
+        self.mlp_tokens = mlp_tokens
+        self.settings = {
+            "arithmetic": arithmetic,
+            "keep": keep,
+            "on_mismatch": on_mismatch,
+            "blocks": blocks,
+            "couplings": couplings,
+            **(options or {}),
+        }
+        self._has_converted = False
+
+    def before_run(self, runner: Runner) -> None:
+        if self._has_converted:  # of a training, whose model is tested now
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for name in self.modules:
+            try:
+                part = model.get_submodule(name)
+            except AttributeError:
+                known = ", ".join(key for key, _ in model.named_children())
+                raise ValueError(
+                    f"Dr2NetHook(modules={name!r}): the {type(model).__name__} has no such part. "
+                    f"Its parts are {known}."
+                ) from None
+            convert(part, *self.schedule.at(self.schedule.begin), **self.settings)
+            slice_mlps(part, self.mlp_tokens)
+        self._has_converted = True
+        found = chains(model)
+        runner.logger.info(
+            f"Dr2NetHook converted {', '.join(map(repr, self.modules))}: {len(found)} chains of "
+            f"{', '.join(str(len(chain.couplings())) for chain in found)} couplings."
+        )
 
 
 @HOOKS.register_module()
