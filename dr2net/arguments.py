@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_is_leaf, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = ["Arguments"]
 
@@ -31,7 +31,8 @@ class Arguments:
         self.strides = [t.stride() if t.layout == torch.strided else None for t in self.side]
         self.objects = set(map(type, leaves)) - _PLAIN
         # Containers among them, and what holds tensors, are made anew for each module.
-        is_plain = not self.side and all(map(tree_is_leaf, (*args, *kwargs.values())))
+        given = map(id, (*args, *kwargs.values()))
+        is_plain = not self.side and list(map(id, leaves)) == list(given)
         self._plain = (args, kwargs) if is_plain else None
         self._leaves = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         self._spec = spec

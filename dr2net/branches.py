@@ -16,6 +16,7 @@ __all__ = [
     "Slices",
     "Tokenwise",
     "check_shape",
+    "of_whole_block",
     "residual",
     "whole",
 ]
@@ -107,6 +108,11 @@ def whole(
     output = type(block).forward(block, x, *args, **kwargs)
     if _outputs is not None:
         _outputs.append(output)
+    return of_whole_block(output, x, alpha)
+
+
+def of_whole_block(output: Any, x: Tensor, alpha: float) -> Tensor:
+    """``whole``, of what the block has returned."""
     stream = output[0] if isinstance(output, (tuple, list)) and output else output
     check_shape(stream, x)
     return stream if alpha == 1 else torch.sub(stream, x, alpha=1 - alpha)

@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from .arguments import Arguments
 from .branches import Branch, ShapeError, check_shape
 from .graph_walk import parameters_behind, refuse_lost_gradients, refuse_tensors_from_forward
+from .layout import view_of
 from .replay import (
     RECOMPUTING,
     Inventory,
@@ -109,12 +110,14 @@ class Call:
     ) -> tuple[Tensor, RandomState | None, list[int]]:
         """``run``, and between the two the random state before, if the module has drawn."""
         before = self.settings.random or random_state(x.device)
-        output = self(x, side, **further)
+        # Views, so that what comes from them is told from what was made of x elsewhere.
+        inputs = [view_of(tensor) for tensor in (x, *side)]
+        output = self(inputs[0], inputs[1:], **further)
         self.settings.random = after = random_state(x.device)
         state = None if all(map(torch.equal, before, after)) else before
         self.output_dtype, used = output.dtype, []
         if output.requires_grad:
-            used = parameters_behind(output, (x, *side), self.inventory, lambda: self.name)
+            used = parameters_behind(output, inputs, (x, *side), self)
         return output.detach(), state, used
 
     def put_back(self) -> AbstractContextManager[Sequence[Tensor]]:

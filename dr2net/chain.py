@@ -15,11 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block_hooks import (
-    is_observed,
-    is_sharded,
-    several_processes,
-)
+from .block_hooks import is_observed, is_sharded, several_processes
 from .branches import Branch
 from .call import Arguments, Call
 from .container import Container

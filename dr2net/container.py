@@ -63,7 +63,6 @@ class Container(nn.Module):
         self.checkpoints = False
         self.guard = Guard()
         self._whole: tuple[Container, ...] = ()  # of a slice
-        self.is_measured = True  # whether the range is known: see loop.py, which sets it to False
         # A buffer, so that it is saved, copied to averaged models and sent to other processes. Of
         # integers, which model.half() does not change and most averages over models copy, and small
         # enough for OpenMMLab's SyncBuffersHook, which sums buffers over processes (up to 512).
@@ -90,7 +89,7 @@ class Container(nn.Module):
         self._write(round_coefficient(alpha), round_coefficient(beta))
 
     def _write(self, alpha: float, beta: float) -> None:
-        state = alpha, beta, self.guard.range_bits if self.is_measured else 0
+        state = alpha, beta, self.guard.range_bits
         buffer = self.coefficients
         # In the mode of the buffer: inference mode would not count this as a change.
         with torch.inference_mode(buffer.is_inference()):
@@ -120,7 +119,6 @@ class Container(nn.Module):
             return self._whole[0]._read()
         alpha, beta, range_bits = from_state(self.coefficients.tolist())
         self.guard.range_bits = max(self.guard.range_bits, range_bits)
-        self.is_measured = range_bits > 0
         self._remember((alpha, beta, range_bits))
         return alpha, beta
 
@@ -160,7 +158,6 @@ class Container(nn.Module):
         """Writes the range that the guard has found into the state, if it has grown."""
         whole = self._whole[0] if self._whole else self
         alpha, beta, range_bits = whole._known[2]
-        whole.is_measured = True
         if self.guard.range_bits > range_bits:
             whole._write(alpha, beta)
 

@@ -66,7 +66,6 @@ class Pass:
             call.arguments.side = []
 
     def pair_at_end(self, index: int, ctx: Any) -> Sequence[Tensor]:
-        """The streams behind coupling ``index``, where autograd has not kept them."""
         raise NotImplementedError("only where blocks are called one by one: loop.py")
 
     def place(self, number: int) -> str:
@@ -101,6 +100,11 @@ class Row:
         x, *self.y = _Start.apply(self._pass, x)
         self._pass.strides = x.stride()
         return x
+
+    def start_from(self, x: Tensor) -> None:
+        """Begins behind x, which needs no gradient and whose streams the pass has."""
+        self.settings, self._pass.zero = Settings(x.device), x.new_zeros(())
+        self.y, self._pass.strides = [self._pass.stand_in(x)], x.stride()
 
     def run(
         self, calls: Sequence[Call], x: Tensor, rebuilt: bool, ends: bool, checkpointed: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,28 +15,35 @@ __all__ = ["parameters_behind", "refuse_lost_gradients", "refuse_tensors_from_fo
 
 
 def parameters_behind(
-    output: Tensor, inputs: Sequence[Tensor], inventory: Inventory, where: Callable[[], str]
+    output: Tensor, inputs: Sequence[Tensor], outside: Sequence[Tensor], call: Any
 ) -> list[int]:
-    """The ids of the parameters that ``output`` depends on, and of inputs.
+    """The ids of the parameters that ``output`` depends on.
 
     Args:
-        inputs: where the graph of the module begins.
-        inventory: of the module's block.
-        where: name of the coupling, for the message.
+        inputs: where the graph of the module begins: views of its own.
+        outside: what they are views of.
+        call: a ``call.Call``, whose name and inventory these are.
 
     Raises:
-        RuntimeError: it depends on a leaf that is neither a parameter nor an input, whose gradient
-            would be lost.
+        RuntimeError: it depends on a leaf that is neither a parameter nor an input, or on an input
+            by another way, so that a gradient would be lost.
     """
     ends: set[Any] = {t.grad_fn for t in inputs if t.grad_fn is not None}
+    beside: set[Any] = {t.grad_fn for t in outside if t.grad_fn is not None}
     # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
-    made: dict[Any, int] = {p.grad_fn: id(p) for p in inventory.made}
+    made: dict[Any, int] = {p.grad_fn: id(p) for p in call.inventory.made}
     root = output.grad_fn or get_gradient_edge(output).node
-    leaves, left = walk(root, ends | made.keys() if made else ends)
+    leaves, left = walk(root, ends | beside | made.keys())
+    if not left.isdisjoint(beside):
+        raise RuntimeError(
+            f"{call.name} used a tensor that was made of one of its inputs outside of it (by the "
+            "network's loop, or a hook on the block), so that the gradient would be lost: make it "
+            "inside the block, or pass it as an argument."
+        )
     for leaf in leaves:
-        if id(leaf) not in inventory.ids and all(leaf is not t for t in inputs):
+        if id(leaf) not in call.inventory.ids:
             raise RuntimeError(
-                f"{where()} used a tensor of shape {tuple(leaf.shape)} that requires a gradient "
+                f"{call.name} used a tensor of shape {tuple(leaf.shape)} that requires a gradient "
                 "and is neither a parameter of its block nor an argument of the chain, so that the "
                 "gradient would be lost. Register it in the block, or pass it: chain(x, tensor)."
             )

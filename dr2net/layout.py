@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["as_laid_out", "in_a_memory_format", "in_memory_order", "laid_out_like", "with_strides"]
+__all__ = [
+    "as_laid_out",
+    "in_a_memory_format",
+    "in_memory_order",
+    "laid_out_like",
+    "view_of",
+    "with_strides",
+]
+
+
+def view_of(tensor: Tensor) -> Tensor:
+    """The same tensor as a node of its own in autograd's graph, if it needs a gradient.
+
+    By [...] and not view_as, which may give other strides.
+    """
+    if not tensor.requires_grad:
+        return tensor
+    return tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
+
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

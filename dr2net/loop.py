@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .arguments import Arguments
 from .block_hooks import is_sharded
-from .branches import ShapeError, whole
+from .branches import ShapeError, of_whole_block, whole
 from .call import Call
 from .chain import ReversibleChain
 from .coefficients import RANGE_BITS
@@ -32,9 +34,9 @@ from .coupling import Pass, Row, itself
 from .kernels.arithmetic import Arithmetic, ExactArithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
-from .replay import Settings, Snapshot, fix_settings, undo
+from .replay import RECOMPUTING, Settings, Snapshot, fix_settings, undo
 from .reports import is_immediate
-from .streams import Streams
+from .streams import Streams, peak
 
 __all__ = ["LoopedChain"]
 
@@ -53,17 +55,18 @@ class LoopedChain(ReversibleChain):
 
     def __init__(self, blocks: nn.Module):
         super().__init__(blocks, (whole,))
-        self._keep_the_shape: set[str] = set()  # of whom that is known
         # Blocks behind which a backward has begun although the row went on, and those behind which
         # a row went on although they are the list's last.
         self.ends: set[str] = set()
         self.passed: set[str] = set()
+        # Of whom it is known that they keep the shape, and that streams hold their values.
+        self._keep_the_shape: set[str] = set()
+        self.measured: set[str] = set()
         self.under_way = _Rows()
-        self.is_measured = False
-        self._write(1.0, 0.0)
+        self._finished: weakref.ref[_LoopRow] | None = None
         self._last = ("", 0)  # the block called last, and how many its row had by then
         for key, block in self.named(self.coupled_keys()):
-            block.__dict__["forward"] = Step(self, key)
+            block.__dict__["forward"] = Step(self, key, block)
 
     def forward(self, x: Any) -> Any:
         """Calls the blocks one after the other, as ``nn.Sequential`` does."""
@@ -79,6 +82,9 @@ class LoopedChain(ReversibleChain):
     def guard_blocks(self) -> None:
         """Blocks can be called."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_finished": None}
+
     def init_weights(self) -> None:
         """Initialises the blocks: mmengine goes no further than modules that have this method."""
         for block in self:
@@ -92,37 +98,134 @@ class LoopedChain(ReversibleChain):
         return super().restore_container()
 
     @torch.compiler.disable(reason="reversible chains run uncompiled: compile their modules")
-    def step(self, key: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def step(self, key: str, block: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Runs the block ``key`` where the parent calls it; returns what the block returns."""
-        block = self.get_submodule(key)
-        x, args, kwargs = _take_stream(type(block), args, kwargs)
-        row = None
-        if isinstance(x, Tensor) and key not in self.ordinary:
-            row = self.under_way.get(x)
-            if row is None or not row.goes_on(x):
-                row = self._begin(key, x)
-        if row is None:
-            return type(block).forward(block, x, *args, **kwargs)
+        kind: Any = type(block)
+        forward, name = kind.forward, "" if args else _name_of_the_stream(kind)
+        x: Any = args[0] if args else kwargs.get(name)
+        row = self.under_way.get(x) if isinstance(x, Tensor) else None
+        keys = self.coupled_keys()
+        if key in self.ordinary or (key == keys[0] and len(keys) > 1):
+            row = None  # of the first block: a new forward, whatever made its input
+        if row is None or not row.is_whole(x):
+            alpha, beta = self.coefficients_in_use()
+            if not isinstance(x, Tensor) or beta == 0 or key in self.ordinary:
+                output = forward(block, *args, **kwargs)
+                return self._of_no_coupling(key, x, alpha, beta, output)
+            row = self._begin(key, x, alpha, beta)
+        elif row.with_gradients != torch.is_grad_enabled():
+            row = row.followed(x)
+        elif row.tip() is not x:
+            raise RuntimeError(
+                f"Block {key!r} of {self.name} was given the x that block {row.after(x)!r} had "
+                "returned, like another block before: a row of couplings cannot part. Give it a "
+                "copy (x.clone()), which begins a new row, or convert lists that do not part."
+            )
+        rest = {k: value for k, value in kwargs.items() if k != name}
         if key in self._keep_the_shape:
-            result = row.run(key, x, args, kwargs)
+            result = row.run(key, x, args[1:], rest)
         else:
             snapshot = Snapshot([self.inventories.of(key, block)], self.branches, x.device)
             try:
-                result = row.run(key, x, args, kwargs)
+                result = row.run(key, x, args[1:], rest)
             except ShapeError as error:
                 snapshot.restore()
-                self._make_ordinary(key, error)
-                return type(block).forward(block, x, *args, **kwargs)
+                self.ordinary |= {key}
+                if len(self.ordinary) == len(self):
+                    raise ValueError(
+                        f"No block of {self.name} keeps the shape of its stream: {error}"
+                    ) from None
+                return forward(block, *args, **kwargs)
             self._keep_the_shape.add(key)
         self._last = key, row.length
         return result
 
-    def _make_ordinary(self, key: str, error: ShapeError) -> None:
-        self.ordinary |= {key}
-        if len(self.ordinary) == len(self):
-            raise ValueError(
-                f"No block of {self.name} keeps the shape of its stream: {error}"
-            ) from None
+    def _of_no_coupling(self, key: str, x: Any, alpha: float, beta: float, output: Any) -> Any:
+        """What a block returns that is no coupling in this call."""
+        if not isinstance(x, Tensor):
+            if beta > 0:
+                self.guard.say_once(
+                    f"no stream {key}",
+                    f"Block {key!r} of {self.name} was called with a {type(x).__name__} where its "
+                    "stream should be (the first argument, a tensor): it runs as it is, and its "
+                    "activations are stored.",
+                )
+            return output
+        if beta == 0:
+            return output if alpha == 1 else _with_stream(output, of_whole_block(output, x, alpha))
+        stream = _stream_of(output)
+        if isinstance(stream, Tensor) and stream.shape == x.shape:
+            self.guard.say_once(
+                f"shape of {key}",
+                f"Block {key!r} of {self.name} changed the shape of the stream in an earlier call, "
+                "and does not in this one: it runs as it is in both. Leave it out of the lists.",
+            )
+        return output
+
+    def _begin(self, key: str, x: Tensor, alpha: float, beta: float) -> _LoopRow:
+        """A new row from the block ``key`` on."""
+        rebuilds = self.reversible and torch.is_grad_enabled()
+        refuse_modes(self, self.name, x, rebuilds)
+        self.guard.look()
+        for other, block in self.named(self.coupled_keys()):
+            if not isinstance(block.__dict__.get("forward"), Step) or has_backward_hooks(block):
+                raise ValueError(
+                    f"Block {other!r} of {self.name} was exchanged or wrapped after the "
+                    "conversion, or has backward hooks, which would part it from the others: "
+                    "convert the network as it is to run, and put hooks on the block's submodules."
+                )
+        finished = self._finished() if self._finished is not None else None
+        if finished is not None:
+            finished.pair = None  # of another forward
+        self._tell_of_a_new_row(key)
+        if rebuilds:
+            if self.is_checkpointed(self.coupled_keys()):
+                self.say_needless()
+            if is_sharded(self.named(self.coupled_keys())):
+                raise ValueError(
+                    f"fully_shard was called on blocks of {self.name}, which are called one by "
+                    "one: shard the network as a whole, or use a network with an adapter."
+                )
+        return _LoopRow(self, key, alpha, beta, x)
+
+    def finish(self, row: _LoopRow) -> None:
+        """Notes that ``row`` has come to the list's last block."""
+        self._finished = weakref.ref(row)
+
+    def is_in_checkpoint(self, key: str, rebuilt: bool) -> bool:
+        """Whether the block is called inside torch.utils.checkpoint, which is then passed by.
+
+        Raises:
+            RuntimeError: it cannot be: the block's activations are stored, or other operations are
+                in the same checkpoint, so that the block is called again in backward.
+        """
+        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        inside = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+        in_backward = torch._C._current_graph_task_id() >= 0
+        lock: Any = RECOMPUTING
+        again = in_backward and not lock._is_owned()  # else it is inside of another chain's block
+        if inside and (again or not rebuilt):
+            raise RuntimeError(
+                f"Block {key!r} of {self.name} was called inside torch.utils.checkpoint, which "
+                "cannot be passed by here: switch it off, for example by "
+                "model.set_grad_checkpointing(False) or model.gradient_checkpointing_disable()."
+            )
+        if rebuilt and (inside or again):
+            self.say_needless()
+        return inside
+
+    def _tell_of_a_new_row(self, key: str) -> None:
+        keys, (last, _) = list(self._modules), self._last
+        place = keys.index(key)
+        if place > 0 and last == keys[place - 1]:
+            parent = type(self.owner[0]).__name__ if self.owner else "its parent"
+            self.guard.say_once(
+                "new row",
+                f"{parent} called block {key!r} of {self.name} with another tensor than block "
+                f"{last!r} had returned: something changes the stream between them (a sum, a norm, "
+                "a permutation, a hook). A new row of couplings begins there, which keeps a pair "
+                "of streams of its own: make sure that evaluation does the same.",
+            )
 
     def make_arithmetic(self, beta: float, x: Tensor, range_bits: int | None = None) -> Arithmetic:
         """As ``ReversibleChain``'s, but with the same fraction bits in a larger range.
@@ -137,71 +240,19 @@ class LoopedChain(ReversibleChain):
         fraction_bits = min(arithmetic.fraction_bits, 62 - bits)
         return replace(arithmetic, word=torch.int64, fraction_bits=fraction_bits)
 
-    def _begin(self, key: str, x: Tensor) -> _LoopRow | None:
-        """A new row from the block ``key`` on; None at β = 0, where blocks run as they are."""
-        alpha, beta = self.coefficients_in_use()
-        if beta == 0:
-            return None
-        rebuilds = self.reversible and torch.is_grad_enabled()
-        refuse_modes(self, self.name, x, rebuilds)
-        self.guard.look()
-        if rebuilds:
-            self._tell_of_single_blocks(key)
-            if self.is_checkpointed(self.coupled_keys()):
-                self.say_needless()
-            if is_sharded(self.named(self.coupled_keys())):
-                raise ValueError(
-                    f"fully_shard was called on blocks of {self.name}, which are called one by "
-                    "one: shard the network as a whole, or use a network with an adapter."
-                )
-        return _LoopRow(self, alpha, beta, x)
-
-    def is_in_checkpoint(self, key: str, rebuilt: bool) -> bool:
-        """Whether the block is called inside torch.utils.checkpoint, which is then passed by.
-
-        Raises:
-            RuntimeError: it cannot be: the block's activations are stored, or other operations are
-                in the same checkpoint, so that the block is called again in backward.
-        """
-        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        inside = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
-        again = torch._C._current_graph_task_id() >= 0
-        if inside and (again or not rebuilt):
-            raise RuntimeError(
-                f"Block {key!r} of {self.name} was called inside torch.utils.checkpoint, which "
-                "cannot be passed by here: switch it off, for example by "
-                "model.set_grad_checkpointing(False) or model.gradient_checkpointing_disable()."
-            )
-        if rebuilt and (inside or again):
-            self.say_needless()
-        return inside
-
-    def _tell_of_single_blocks(self, key: str) -> None:
-        keys, (last, length) = list(self._modules), self._last
-        place = keys.index(key)
-        if place > 0 and length == 1 and last == keys[place - 1]:
-            parent = type(self.owner[0]).__name__ if self.owner else "its parent"
-            self.guard.say_once(
-                "single blocks",
-                f"{parent} called block {key!r} of {self.name} with another tensor than block "
-                f"{last!r} had returned: something changes the stream between them (a sum, a norm, "
-                "a permutation, a hook). Each such block keeps a pair of streams: checkpointing "
-                "would keep half of it.",
-            )
-
-    def look_at(self, row: _LoopRow, x: Tensor, is_last: bool) -> Tensor:
+    def look_at(self, row: _LoopRow, key: str, x: Tensor, is_last: bool) -> Tensor:
         """Returns ``x``, or NaN where a value was beyond the range of the streams."""
         guard, this_pass = self.guard, row.this_pass
         if torch.compiler.is_exporting():
             return x
-        if not is_immediate(x.device) and self.is_measured:
+        if row.is_measured and not is_immediate(x.device):
             if not is_last:
                 return x
             x = guard.poisoned(x, this_pass.streams)
             guard.watch(this_pass.streams, this_pass.place, row.with_gradients)
         elif row.broken is None:
             limit = this_pass.arithmetic.limit
-            expected = limit if self.is_measured else min(limit, 2.0**guard.range_bits)
+            expected = limit if row.is_measured else min(limit, 2.0**guard.range_bits)
             _, beyond = guard.measure(this_pass.streams, expected)
             if beyond is not None:
                 place, size = this_pass.place(beyond[0]), beyond[1]
@@ -214,10 +265,9 @@ class LoopedChain(ReversibleChain):
                     row.broken = x
         if row.broken is not None:
             row.broken, x = x, x * math.nan
-        elif row.last == self.coupled_keys()[-1]:
-            self.is_measured = True
-        if self.is_measured:
-            self.remember_range()
+        else:
+            self.measured.add(key)
+        self.remember_range()
         return x
 
 
@@ -226,11 +276,16 @@ class Step:
 
     is_of_a_chain = True
 
-    def __init__(self, chain: LoopedChain, key: str):
-        self.chain, self.key = chain, key
+    def __init__(self, chain: LoopedChain, key: str, block: nn.Module):
+        self.chain, self.key, self.block = chain, key, block
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.chain.step(self.key, args, kwargs)
+        return self.chain.step(self.key, self.block, args, kwargs)
+
+
+def has_backward_hooks(block: nn.Module) -> bool:
+    """Whether hooks have the block's output replaced by one that autograd calls them for."""
+    return bool(block._backward_hooks or block._backward_pre_hooks)
 
 
 class _Rows(WeakTensorKeyDictionary):
@@ -244,28 +299,61 @@ class _Rows(WeakTensorKeyDictionary):
 
 
 class _LoopRow:
-    """A row of couplings that a parent's loop runs."""
+    """A row of couplings that a parent's loop runs.
 
-    def __init__(self, chain: LoopedChain, alpha: float, beta: float, x: Tensor):
-        self.chain, self.alpha = chain, alpha
+    Args:
+        key: of the block that it begins with.
+        x: what that one is called with.
+    """
+
+    def __init__(self, chain: LoopedChain, key: str, alpha: float, beta: float, x: Tensor):
+        self.chain, self.alpha, self.beta = chain, alpha, beta
         self.with_gradients = torch.is_grad_enabled()
         self.rebuilds = self.with_gradients and chain.reversible
+        self.is_measured = self.with_gradients and key in chain.measured
         keys = chain.coupled_keys()
         self.this_pass = chain.make_pass(keys, alpha, beta, x, (), {}, kind=_LoopPass)
         self.this_pass.calls.clear()
         self.this_pass.ends = chain.ends
-        if not (self.with_gradients and chain.is_measured):
+        if not self.is_measured:
             self.this_pass.take_wide_words()
         self.row = Row(self.this_pass)
-        self.length, self.version, self.last, self.rebuilt_last = 0, 0, "", False
+        self.length, self.last, self.rebuilt_last = 0, "", False
+        # The x that its blocks have returned, with their versions; the tip is the last one.
+        self._returned: list[tuple[weakref.ref[Tensor], int, str]] = []
         # What was last behind the list's last block: it goes with x, should the row not go on.
         self.pair: tuple[Tensor, Tensor] | None = None
         # x itself where a value was beyond the range: what the block has returned is NaN.
         self.broken: Tensor | None = None
 
-    def goes_on(self, x: Tensor) -> bool:
-        """Whether x is still what the last block has returned."""
-        return x._version == self.version and torch.is_grad_enabled() == self.with_gradients
+    def tip(self) -> Tensor | None:
+        """What the last block has returned, if it is still there."""
+        return self._returned[-1][0]()
+
+    def after(self, x: Tensor) -> str:
+        """The block that has returned ``x``."""
+        return next((key for returned, _, key in self._returned if returned() is x), "")
+
+    def is_whole(self, x: Tensor) -> bool:
+        """Whether x, which one of its blocks has returned, is as it was, and the row not over."""
+        if self.tip() is x and self.pair is None and self.this_pass.streams.x is None:
+            return False
+        version = next((v for returned, v, _ in self._returned if returned() is x), None)
+        return version == _version(x)
+
+    def followed(self, x: Tensor) -> _LoopRow:
+        """The row that goes on from this one's tip where gradients were switched on or off."""
+        if self.tip() is not x:
+            raise RuntimeError(
+                f"A block of {self.chain.name} was given the x that block {self.after(x)!r} had "
+                "returned, like another one before: a row of couplings cannot part."
+            )
+        row = _LoopRow(self.chain, self.last, self.alpha, self.beta, x)
+        row.this_pass.take_up(self.pair or self.this_pass.streams.save(), x)
+        if row.with_gradients:
+            row.row.start_from(x)
+        row.length, row.last = self.length, self.last
+        return row
 
     def run(self, key: str, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Runs one more block."""
@@ -292,21 +380,23 @@ class _LoopRow:
             if self.rebuilt_last and not rebuilt:
                 self.this_pass.keep_pair()  # here backward will take it up
             self.this_pass.calls.append(call)
-            with saved_tensors_hooks(itself, itself) if passed_by else nullcontext():
-                x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
-        except ShapeError:
-            self.this_pass.calls.pop()
-            raise
+            try:
+                with saved_tensors_hooks(itself, itself) if passed_by else nullcontext():
+                    x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
+            except BaseException:
+                self.this_pass.calls.pop()
+                raise
         finally:
             undo(changed)
         self.rebuilt_last = rebuilt and not ends
         arguments.side = []
         self.length += 1
         self.last = key
-        x = chain.look_at(self, x, is_last)
+        x = chain.look_at(self, key, x, is_last)
         if is_last:
             self.pair = self.this_pass.streams.save()
             self.this_pass.streams.drop()
+            chain.finish(self)
         if rebuilt and call.has_gradients_beside():
             chain.guard.say_once(
                 f"tensors beside the stream of {key}",
@@ -314,9 +404,15 @@ class _LoopRow:
                 "activations behind that are stored, and where parameters have a part in both, "
                 "their gradients are those of stored activations up to rounding.",
             )
-        self.version = x._version
+        self._returned = [entry for entry in self._returned if entry[0]() is not None]
+        self._returned.append((weakref.ref(x), _version(x), key))
         chain.under_way[x] = self
         return call.returned(x)
+
+
+def _version(x: Tensor) -> int:
+    """How often x was changed in place; that of inference mode cannot be, where it matters."""
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass
@@ -342,6 +438,13 @@ class _LoopPass(Pass):
     def keep_pair(self) -> None:
         """Keeps the streams behind the last coupling."""
         self.pairs[len(self.calls) - 1] = self.streams.save()
+
+    def take_up(self, pair: tuple[Tensor, Tensor], x: Tensor) -> None:
+        """Goes on from the streams of another pass, behind which x was returned."""
+        word = self.arithmetic.encode(x[:0]).dtype
+        self.go_on_from((pair[0].to(word), pair[1].to(word)))
+        self.streams.output_peaks.append(peak(x))
+        self.streams.stream_peaks.append(peak(x))
 
     def go_on_from(self, pair: tuple[Tensor, Tensor]) -> None:
         """Takes up a pair of streams that is also kept for backward."""
@@ -400,25 +503,28 @@ class _BlockCall(Call):
         """Whether there is something beside the stream that was computed with gradients."""
         output = self._outputs[-1]
         rest = output[1:] if isinstance(output, (tuple, list)) else ()
-        return any(isinstance(t, Tensor) and t.requires_grad for t in rest)
+        return any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves(rest))
 
     def returned(self, x: Tensor) -> Any:
         """What the block has returned, with ``x`` for the stream."""
-        output: Any = self._outputs.pop()
         self._is_first = False
-        if hasattr(output, "_fields"):
-            return output._replace(**{output._fields[0]: x})
-        return type(output)((x, *output[1:])) if isinstance(output, (tuple, list)) else x
+        return _with_stream(self._outputs.pop(), x)
+
+
+def _stream_of(output: Any) -> Any:
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def _with_stream(output: Any, x: Tensor) -> Any:
+    """What a block has returned, with ``x`` for the stream."""
+    if hasattr(output, "_fields"):
+        return output._replace(**{output._fields[0]: x})
+    return type(output)((x, *output[1:])) if isinstance(output, (tuple, list)) else x
 
 
 @cache
 def _name_of_the_stream(kind: type) -> str:
-    return list(inspect.signature(kind.forward).parameters)[1]  # type: ignore[attr-defined]
-
-
-def _take_stream(kind: type, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tuple, dict]:
-    """The stream, and the other arguments of a block of the class ``kind``."""
-    if args:
-        return args[0], args[1:], kwargs
-    name = _name_of_the_stream(kind)
-    return kwargs.get(name), (), {key: value for key, value in kwargs.items() if key != name}
+    """The first parameter of forward, if it has a name and a place."""
+    _, *parameters = inspect.signature(kind.forward).parameters.values()  # type: ignore[attr-defined]
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return parameters[0].name if parameters and parameters[0].kind in named else ""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .block_hooks import after_couplings, before_couplings
 from .branches import Branch
 from .call import Call
+from .layout import view_of
 from .streams import combined
 
 __all__ = ["run_plain", "run_without_gradients", "stored_coupling"]
@@ -62,14 +63,10 @@ def stored_coupling(
 ) -> tuple[Tensor, Tensor]:
     """(x, y) → (x', y') of one coupling; ``checkpointed`` has its module run again, too."""
     for_module, for_y = _Split.apply(this_pass.arithmetic.beta, x)
-    # Views, so that gradients of side inputs are summed coupling by coupling. [...] and not
-    # view_as, which may give other strides, by which kernels are chosen.
-    # The last is made first, as backward reaches views in the reverse order: a tensor given twice
-    # has its gradients summed in the order of the recomputation.
-    side = [
-        tensor[...] if tensor.layout == torch.strided else tensor.clone()  # sparse: has no views
-        for tensor in reversed(call.arguments.side)
-    ][::-1]
+    # Views, so that gradients of side inputs are summed coupling by coupling. The last is made
+    # first, as backward reaches views in the reverse order: a tensor given twice has its gradients
+    # summed in the order of the recomputation.
+    side = [view_of(tensor) for tensor in reversed(call.arguments.side)][::-1]
     if checkpointed:
         output = checkpoint(call.stored, for_module, side, use_reentrant=False)
     else:
