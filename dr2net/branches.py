@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layout import view_of
+
 __all__ = [
     "Branch",
     "ShapeError",
@@ -99,13 +101,26 @@ def whole(
     alpha: float,
     *args: Any,
     _outputs: list[Any] | None = None,  # for all that the block returns
+    _copies: list[bool] | None = None,  # x is handed on as a copy, and whether that was changed
     **kwargs: Any,
 ) -> Tensor:
     """Any block B that keeps the shape, as one module: G(x; α) = B(x) − (1 − α) · x.
 
     At α = 1 that is B(x) itself. Of a tuple or list the first entry is the stream.
     """
-    output = type(block).forward(block, x, *args, **kwargs)
+    # A view or a copy alike, so that gradients are summed in one order. In inference mode nothing
+    # tells whether x was changed in place.
+    given = view_of(x) if _copies is None and not x.is_inference() else x.clone()
+    version = 0 if given.is_inference() else given._version
+    output = type(block).forward(block, given, *args, **kwargs)
+    is_changed = not given.is_inference() and given._version != version
+    if _copies is not None:
+        _copies.append(is_changed)
+    elif is_changed:
+        raise RuntimeError(
+            f"A {type(block).__name__} changed its input, the stream, by an inplace operation: it "
+            "must leave it as it is and return a new tensor."
+        )
     if _outputs is not None:
         _outputs.append(output)
     return of_whole_block(output, x, alpha)

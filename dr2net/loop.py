@@ -62,6 +62,8 @@ class LoopedChain(ReversibleChain):
         # Of whom it is known that they keep the shape, and that streams hold their values.
         self._keep_the_shape: set[str] = set()
         self.measured: set[str] = set()
+        # Those that change their input in place, and get a copy.
+        self.inplace: set[str] = set()
         self.under_way = _Rows()
         self._finished: weakref.ref[_LoopRow] | None = None
         self._last = ("", 0)  # the block called last, and how many its row had by then
@@ -187,6 +189,10 @@ class LoopedChain(ReversibleChain):
                     "one: shard the network as a whole, or use a network with an adapter."
                 )
         return _LoopRow(self, key, alpha, beta, x)
+
+    def knows(self, key: str) -> bool:
+        """Whether the block has run as a coupling."""
+        return key in self._keep_the_shape
 
     def finish(self, row: _LoopRow) -> None:
         """Notes that ``row`` has come to the list's last block."""
@@ -370,6 +376,7 @@ class _LoopRow:
         arguments = Arguments(self.alpha, args, kwargs, are_own=True)
         (branch,), block = chain.branches, chain.get_submodule(key)
         call = _BlockCall((place, chain.name, key), block, branch, arguments)
+        call.copies = key in chain.inplace or not chain.knows(key)
         passed_by = self.with_gradients and chain.is_in_checkpoint(key, rebuilt)
         changed = fix_settings()
         try:
@@ -388,6 +395,9 @@ class _LoopRow:
                 raise
         finally:
             undo(changed)
+        if call.changes_a_copy():
+            chain.inplace.add(key)
+        call.copies = key in chain.inplace
         self.rebuilt_last = rebuilt and not ends
         arguments.side = []
         self.length += 1
@@ -493,11 +503,20 @@ class _BlockCall(Call):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.copies = False
         self._outputs: list[Any] = []
+        self._changed: list[bool] = []
         self._is_first = True
 
     def __call__(self, x: Tensor, side: Sequence[Tensor], **_: Any) -> Tensor:
-        return super().__call__(x, side, **{"_outputs": self._outputs} if self._is_first else {})
+        further: dict[str, Any] = {"_outputs": self._outputs} if self._is_first else {}
+        if self.copies:
+            further["_copies"] = self._changed
+        return super().__call__(x, side, **further)
+
+    def changes_a_copy(self) -> bool:
+        """Whether the block changed the copy of its input in place."""
+        return any(self._changed)
 
     def has_gradients_beside(self) -> bool:
         """Whether there is something beside the stream that was computed with gradients."""

@@ -789,3 +789,67 @@ def test_chains_in_blocks_of_chains():
     model = dr2net.convert(make(), blocks=["layers", "layers.*.inner"])
     assert len(dr2net.chains(model)) == 4
     assert_exact(model)
+
+
+class Inplace(Block):
+    def forward(self, stream: Tensor, *args, **kwargs) -> tuple:
+        return super().forward(stream.mul_(0.5).relu_(), *args, **kwargs)
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+def test_blocks_that_change_their_input_in_place_get_a_copy(reversible):
+    def run(model, x, mask):
+        y = x * 1
+        return model(y, mask)
+
+    plain, model = network(kind=Inplace), looped(1, 0, partial(network, kind=Inplace))
+    expected = step(plain, True, run=partial(run, plain))
+    assert_same_bits(step(model, True, run=partial(run, model)), expected)
+    dr2net.set_coefficients(model, 0.5, 0.5)
+    first = step(model, reversible, run=partial(run, model))
+    assert model.layers.inplace == {"0", "1", "2", "3"}
+    assert_same_bits(step(model, not reversible, run=partial(run, model)), first)
+    x, mask = inputs()
+    model.eval()
+    expected = run(model, x, mask)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(run(model, x, mask), expected)
+
+
+class DiffusionBlock(nn.Module):
+    """As in diffusion transformers: a condition shifts, scales and gates what is added."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH, elementwise_affine=False)
+        self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.condition = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift, scale, gate = self.condition(condition)[:, None].chunk(3, dim=-1)
+        inner = self.norm(x) * (1 + scale) + shift
+        return x + gate * self.attend(inner, inner, inner, need_weights=False)[0]
+
+
+def test_a_diffusion_transformer_whose_condition_is_a_side_input():
+    class Diffusion(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Linear(3, WIDTH)
+            self.layers = nn.ModuleList(DiffusionBlock() for _ in range(4))
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            condition = self.embed(time).tanh()
+            for layer in self.layers:
+                x = layer(x, condition)
+            return x
+
+    torch.manual_seed(0)
+    plain = Diffusion().train()
+    time = torch.randn(2, 3).requires_grad_()
+    model = dr2net.convert(copy.deepcopy(plain), 1, 0, blocks="layers")
+    assert_same_bits(step(model, True, inputs()[0], time), step(plain, True, inputs()[0], time))
+    for point in POINTS:
+        dr2net.set_coefficients(model, *point)
+        assert_exact(model, inputs()[0], time)
