@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Call:
         self, where: tuple[int, str, str], block: nn.Module, branch: Branch, arguments: Arguments
     ):
         self.where, self.block, self.branch, self.arguments = where, block, branch, arguments
+        self.is_exposed = False  # whether others than the modules of the chain see the input
 
     @property
     def name(self) -> str:
@@ -110,14 +112,14 @@ class Call:
     ) -> tuple[Tensor, RandomState | None, list[int]]:
         """``run``, and between the two the random state before, if the module has drawn."""
         before = self.settings.random or random_state(x.device)
-        # Views, so that what comes from them is told from what was made of x elsewhere.
-        inputs = [view_of(tensor) for tensor in (x, *side)]
+        # Views, so that what comes from them is told from what was made of x or them elsewhere.
+        inputs = [view_of(x) if self.is_exposed else x, *map(view_of, side)]
         output = self(inputs[0], inputs[1:], **further)
         self.settings.random = after = random_state(x.device)
         state = None if all(map(torch.equal, before, after)) else before
         self.output_dtype, used = output.dtype, []
         if output.requires_grad:
-            used = parameters_behind(output, inputs, (x, *side), self)
+            used = parameters_behind(output, inputs, (x, *side) if self.is_exposed else side, self)
         return output.detach(), state, used
 
     def put_back(self) -> AbstractContextManager[Sequence[Tensor]]:
@@ -194,8 +196,8 @@ class Call:
         if grad_output is None:
             return grads
         if end is not None:
-            wanted = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
-            leaves = tuple(tensors[i] for i in wanted)
+            wanted = [tensor.requires_grad for tensor in tensors]
+            leaves = tuple(compress(tensors, wanted))
             # Hooks on parameters are for the gradient that autograd will hand them, and it alone.
             hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
             for leaf, _ in hooks:
@@ -209,8 +211,8 @@ class Call:
             finally:
                 for leaf, hook in hooks:
                     leaf._backward_hooks = hook
-            for i, grad in zip(wanted, found, strict=True):
-                grads[i] = grad
+            each = iter(found)
+            grads = [next(each) if is_wanted else None for is_wanted in wanted]
         of_used = slice(len(tensors) - len(self.used), None)
         if any(grad is None for grad in grads[of_used]):
             refuse_lost_gradients(

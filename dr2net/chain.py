@@ -157,6 +157,7 @@ class ReversibleChain(Container):
                 for number, (key, rebuild) in enumerate(zip(keys, rebuilt, strict=True)):
                     calls = this_pass.calls[number * count : (number + 1) * count]
                     leaves = key in wanted or number == len(keys) - 1
+                    calls[0].is_exposed = number > 0 and keys[number - 1] in wanted
                     ends = leaves or rebuild > rebuilt[number + 1]
                     left = after = row.run(calls, after, rebuild, ends, checkpointed)
                     if leaves and poisons:

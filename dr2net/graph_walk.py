@@ -28,12 +28,14 @@ def parameters_behind(
         RuntimeError: it depends on a leaf that is neither a parameter nor an input, or on an input
             by another way, so that a gradient would be lost.
     """
-    ends: set[Any] = {t.grad_fn for t in inputs if t.grad_fn is not None}
-    beside: set[Any] = {t.grad_fn for t in outside if t.grad_fn is not None}
+    beside: set[Any] = {t.grad_fn for t in outside if t.requires_grad}
+    ends: set[Any] = {t.grad_fn for t in inputs if t.requires_grad}
+    ends |= beside
     # What is no leaf itself (parameters put in by functional_call) has its history elsewhere.
     made: dict[Any, int] = {p.grad_fn: id(p) for p in call.inventory.made}
-    root = output.grad_fn or get_gradient_edge(output).node
-    leaves, left = walk(root, ends | beside | made.keys())
+    ends.update(made)
+    leaves, left = walk(output.grad_fn or get_gradient_edge(output).node, ends)
+    beside.discard(None)  # of leaves, which are told by themselves
     if not left.isdisjoint(beside):
         raise RuntimeError(
             f"{call.name} used a tensor that was made of one of its inputs outside of it (by the "

@@ -503,6 +503,7 @@ class _BlockCall(Call):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.is_exposed = True
         self.copies = False
         self._outputs: list[Any] = []
         self._changed: list[bool] = []

@@ -588,3 +588,17 @@ def test_a_block_may_be_added_to_a_chain_later():
     chain.add_module("3", Block())
     x = stream()
     assert_same_bits(gradients(chain, x), gradients(chain, x, reversible=False))
+
+
+def test_what_is_made_of_a_feature_and_used_in_a_later_block_is_an_error():
+    chain = make_chain()
+
+    def gate(feature):
+        chain[1].gate = feature.mean()
+        return feature
+
+    with (
+        chain[1].first.register_forward_hook(lambda m, _, output: output * chain[1].gate),
+        pytest.raises(RuntimeError, match=r"coupling 2 .* made of one of its inputs outside"),
+    ):
+        chain.features(stream(), blocks=[0, 2], apply=gate)

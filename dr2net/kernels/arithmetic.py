@@ -299,9 +299,8 @@ def _in_parts(function: Callable[..., None], *flat: Tensor) -> None:
 
 
 def _is_large(tensor: Tensor) -> bool:
-    if torch.compiler.is_exporting():
-        return False
-    return tensor.numel() > ELEMENTS_AT_ONCE and tensor.device.type == "cpu"
+    is_large = tensor.numel() > ELEMENTS_AT_ONCE and tensor.device.type == "cpu"
+    return is_large and not torch.compiler.is_exporting()
 
 
 def _has_float64(device_type: str) -> bool:
