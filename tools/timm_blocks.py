@@ -27,6 +27,9 @@ from tools.timm_models import outputs_and_gradients, same_bits
 
 PAGE = ROOT / "docs/timm_blocks.md"
 
+# Of a model that is compared: larger ones take minutes.
+MOST_PARAMETERS = 60_000_000
+
 INTRODUCTION = """# timm's models, by their lists of blocks
 
 <!-- Written by "python tools/timm_blocks.py"; a slow test compares. -->
@@ -40,10 +43,10 @@ dr2net.convert(model, blocks="stages.*.blocks", example=images)
 
 The rest, {none}, have no list in which blocks of one class hand the stream on in one shape. Lists
 are those that `dr2net.convert(model, example=images)` names in its error. Of each class that is
-marked the smallest model was converted and compared, in training mode, without pretrained weights:
-outputs and all gradients at (1, 0) are timm's own, and gradients at (0.5, 0.5) those of stored
-activations, both bit for bit. Couplings are of the whole network: from the fewest to the most of a
-class.
+marked the smallest model (of up to {most} million parameters) was converted and compared, in
+training mode, without pretrained weights: outputs and all gradients at (1, 0) are timm's own, and
+gradients at (0.5, 0.5) those of stored activations, both bit for bit. Couplings are of the whole
+network: from the fewest to the most of a class.
 
 {table}
 
@@ -130,6 +133,7 @@ def draw_page(found: dict[str, tuple[str, int, list[str] | None, int]], exact: s
         family=family,
         blocks=blocks,
         none=len(found) - blocks - family,
+        most=MOST_PARAMETERS // 10**6,
         table=markdown_table(list(rows[0]), rows),
         without="\n".join(without),
     )
@@ -141,7 +145,8 @@ def main() -> None:
     found = {name: look_at(name) for name in timm.list_models()}
     smallest: dict[str, str] = {}
     for name, (path, count, lists, _) in found.items():
-        if lists and (path not in smallest or count < found[smallest[path]][1]):
+        is_small = count <= MOST_PARAMETERS
+        if lists and is_small and (path not in smallest or count < found[smallest[path]][1]):
             smallest[path] = name
     exact, different = set(), []
     for path, name in smallest.items():

@@ -299,8 +299,9 @@ def _in_parts(function: Callable[..., None], *flat: Tensor) -> None:
 
 
 def _is_large(tensor: Tensor) -> bool:
-    is_large = tensor.numel() > ELEMENTS_AT_ONCE and tensor.device.type == "cpu"
-    return is_large and not torch.compiler.is_exporting()
+    if torch.compiler.is_exporting():  # a size that stands for any would be asked for its value
+        return False
+    return tensor.numel() > ELEMENTS_AT_ONCE and tensor.device.type == "cpu"
 
 
 def _has_float64(device_type: str) -> bool:
