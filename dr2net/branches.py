@@ -20,6 +20,7 @@ __all__ = [
     "check_shape",
     "of_whole_block",
     "residual",
+    "stream_of",
     "whole",
 ]
 
@@ -126,9 +127,14 @@ def whole(
     return of_whole_block(output, x, alpha)
 
 
+def stream_of(output: Any) -> Any:
+    """The stream in what a block has returned: the first entry of a tuple or list."""
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
 def of_whole_block(output: Any, x: Tensor, alpha: float) -> Tensor:
     """``whole``, of what the block has returned."""
-    stream = output[0] if isinstance(output, (tuple, list)) and output else output
+    stream = stream_of(output)
     check_shape(stream, x)
     return stream if alpha == 1 else torch.sub(stream, x, alpha=1 - alpha)
 

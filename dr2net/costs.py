@@ -9,6 +9,7 @@ from torch import nn
 
 from .block_hooks import refuse_sharded
 from .conversion import chains, get_coefficients, set_reversible
+from .diagnostics import bytes_kept
 from .planning import measure_blocks, step_seconds
 from .verification import undisturbed
 
@@ -124,7 +125,7 @@ def summary(model: nn.Module, *inputs: Any, **named_inputs: Any) -> Summary:
         kept, blocks = measure_blocks(model, found, forward)
         seconds = min(step_seconds(model, forward) for _ in range(3))
         set_reversible(model, False)
-        stored, _ = measure_blocks(model, found, forward)
+        stored = bytes_kept(forward)
         seconds_stored = min(step_seconds(model, forward) for _ in range(3))
     finally:
         for chain, (reversible, keep) in zip(found, settings, strict=True):

@@ -26,7 +26,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .arguments import Arguments
 from .block_hooks import is_sharded
-from .branches import ShapeError, of_whole_block, whole
+from .branches import ShapeError, of_whole_block, stream_of, whole
 from .call import Call
 from .chain import ReversibleChain
 from .coefficients import RANGE_BITS
@@ -115,14 +115,14 @@ class LoopedChain(ReversibleChain):
                 output = forward(block, *args, **kwargs)
                 return self._of_no_coupling(key, x, alpha, beta, output)
             row = self._begin(key, x, alpha, beta)
-        elif row.with_gradients != torch.is_grad_enabled():
-            row = row.followed(x)
         elif row.tip() is not x:
             raise RuntimeError(
                 f"Block {key!r} of {self.name} was given the x that block {row.after(x)!r} had "
                 "returned, like another block before: a row of couplings cannot part. Give it a "
                 "copy (x.clone()), which begins a new row, or convert lists that do not part."
             )
+        elif row.with_gradients != torch.is_grad_enabled():
+            row = row.followed(x)
         rest = {k: value for k, value in kwargs.items() if k != name}
         if key in self._keep_the_shape:
             result = row.run(key, x, args[1:], rest)
@@ -155,7 +155,7 @@ class LoopedChain(ReversibleChain):
             return output
         if beta == 0:
             return output if alpha == 1 else _with_stream(output, of_whole_block(output, x, alpha))
-        stream = _stream_of(output)
+        stream = stream_of(output)
         if isinstance(stream, Tensor) and stream.shape == x.shape:
             self.guard.say_once(
                 f"shape of {key}",
@@ -349,11 +349,6 @@ class _LoopRow:
 
     def followed(self, x: Tensor) -> _LoopRow:
         """The row that goes on from this one's tip where gradients were switched on or off."""
-        if self.tip() is not x:
-            raise RuntimeError(
-                f"A block of {self.chain.name} was given the x that block {self.after(x)!r} had "
-                "returned, like another one before: a row of couplings cannot part."
-            )
         row = _LoopRow(self.chain, self.last, self.alpha, self.beta, x)
         row.this_pass.take_up(self.pair or self.this_pass.streams.save(), x)
         if row.with_gradients:
@@ -529,10 +524,6 @@ class _BlockCall(Call):
         """What the block has returned, with ``x`` for the stream."""
         self._is_first = False
         return _with_stream(self._outputs.pop(), x)
-
-
-def _stream_of(output: Any) -> Any:
-    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def _with_stream(output: Any, x: Tensor) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..branches import stream_of
 from ..loop import LoopedChain
 
 __all__ = [
@@ -124,7 +125,6 @@ class Run:
 
     entered: Tensor | None = None
     left: Tensor | None = None
-    calls: int = 0
 
     @property
     def keeps_the_shape(self) -> bool:
@@ -158,10 +158,9 @@ def _hooks(lists: dict[str, nn.Module], runs: dict[str, dict[str, Run]]) -> Iter
                 _: Any, args: tuple, kwargs: dict, output: Any, run: Run = runs[name][key]
             ) -> None:
                 given = [*args, *kwargs.values()][:1]
-                stream = output[0] if isinstance(output, (tuple, list)) and output else output
+                stream = stream_of(output)
                 run.entered = given[0] if given and isinstance(given[0], Tensor) else None
                 run.left = stream if isinstance(stream, Tensor) else None
-                run.calls += 1
 
             assert block is not None
             handles.append(block.register_forward_hook(note, with_kwargs=True))
