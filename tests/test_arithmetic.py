@@ -142,6 +142,15 @@ def test_words_have_room_for_the_range(range_bits, limit, limit_of_low):
         assert torch.equal(arithmetic.decode(arithmetic.encode(extreme)), extreme)
 
 
+def test_unscaling_is_exact_to_the_last_value_of_a_word_for_any_beta():
+    # Also behind sums of a stream and an output, which take the bit that the limit leaves.
+    ends = torch.tensor([-(2**31), 1 - 2**31, 2**31 - 2, 2**31 - 1], dtype=torch.int32)
+    x = torch.cat([ends, torch.randint(-(2**31), 2**31, (2000,), dtype=torch.int32)])
+    for numerator in (*range(256, 300), *torch.randint(300, 2**16, (100,)).tolist(), 65533, 65535):
+        arithmetic = ExactArithmetic(numerator / 2**16, torch.float32)
+        assert torch.equal(arithmetic.unscale(*arithmetic.scale(x)), x), numerator
+
+
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("beta", BETAS)
 def test_unscaling_without_float64_returns_the_same_bits(beta, word, monkeypatch):
