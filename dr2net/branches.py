@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "Tokenwise",
     "check_shape",
     "of_whole_block",
+    "post_norm",
     "residual",
     "stream_of",
     "whole",
@@ -94,6 +95,27 @@ def residual(
         declared = Tokenwise(tuple(tokenwise), drop_path)
         with_shortcut.tokenwise = declared  # type: ignore[attr-defined]
     return with_shortcut
+
+
+def post_norm(branch: Callable[..., Tensor] | None = None, tokenwise: Sequence[str] = ()) -> Any:
+    """Makes G(x; α) = B(x) − (1 − α)·x of ``branch(block, x, *args, **kwargs)`` for B.
+
+    B is a part of a block together with its shortcut and the norm behind it: norm(x + F(x)).
+
+    Args:
+        tokenwise: as in ``residual``.
+    """
+    if branch is None:
+        return partial(post_norm, tokenwise=tokenwise)
+
+    @wraps(branch)
+    def of_block(block: nn.Module, x: Tensor, alpha: float, *args: Any, **kwargs: Any) -> Tensor:
+        output = branch(block, x) if tokenwise else branch(block, x, *args, **kwargs)
+        return of_whole_block(output, x, alpha)
+
+    if tokenwise:
+        of_block.tokenwise = Tokenwise(tuple(tokenwise), None)  # type: ignore[attr-defined]
+    return of_block
 
 
 def whole(

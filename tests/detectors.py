@@ -39,7 +39,7 @@ def small_model(name, **backbone):
     model.backbone.get("backbone", model.backbone).update(SWIN)
     model.neck.in_channels = CHANNELS[-len(model.neck.in_channels) :]
     model.neck.out_channels = 32
-    if model.type == "DINO":
+    if model.type == "BoundedDINO":
         model.neck.norm_cfg.num_groups = 8
         model.num_queries = model.test_cfg.max_per_img = 20
         model.positional_encoding.num_feats = 16

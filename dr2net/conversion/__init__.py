@@ -48,6 +48,7 @@ __all__ = [
 Model = TypeVar("Model", bound=nn.Module)
 Adapter = Callable[..., None]
 
+DEFORMABLE = "mmdet.models.layers.transformer.deformable_detr_layers"
 # Qualified name of a network's class → the file here that registers its adapter.
 FAMILIES = {
     "timm.models.vision_transformer.VisionTransformer": "timm_vit",
@@ -65,6 +66,8 @@ FAMILIES = {
     "mmaction.models.backbones.swin.SwinTransformer3D": "mmaction_swin",
     "mmaction.models.backbones.mvit.MViT": "mmaction_mvit",
     "mmdet.models.backbones.swin.SwinTransformer": "mmdet_swin",
+    f"{DEFORMABLE}.DeformableDetrTransformerEncoder": "mmdet_dino",
+    f"{DEFORMABLE}.DeformableDetrTransformerDecoder": "mmdet_dino",
 }
 
 _adapters: dict[type[nn.Module], Adapter] = {}

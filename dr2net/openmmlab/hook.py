@@ -148,7 +148,7 @@ class Dr2NetHook(CoefficientScheduleHook):
                     f"Its parts are {known}."
                 ) from None
             convert(part, *self.schedule.at(self.schedule.begin), **self.settings)
-            slice_mlps(part, self.mlp_tokens)
+        slice_mlps(model, self.mlp_tokens)  # of whichever parts have some
         self._has_converted = True
         found = chains(model)
         runner.logger.info(

@@ -4,6 +4,7 @@ import dr2net.openmmlab  # noqa: F401 - mends mmcv, which the modules below impo
 
 from . import operators
 from .dataset import SmallObjectDataset
+from .many_boxes import BoundedDINO, BoundedDINOHead, CostInParts, OverlapsInParts
 from .metric import SmallObjectMetric
 from .tiled_detector import TiledDetector
 from .transforms import CropAroundObject, LoadTile, TiledDataset
@@ -11,8 +12,12 @@ from .transforms import CropAroundObject, LoadTile, TiledDataset
 operators.install()
 
 __all__ = [
+    "BoundedDINO",
+    "BoundedDINOHead",
+    "CostInParts",
     "CropAroundObject",
     "LoadTile",
+    "OverlapsInParts",
     "SmallObjectDataset",
     "SmallObjectMetric",
     "TiledDataset",

@@ -224,9 +224,9 @@ def attention(block: Any, x: Tensor, alpha: float, position: Tensor) -> Tensor:
     return _attend(block, x + position, alpha)
 
 
-@dr2net.residual
-def mlp(block: Any, x: Tensor, position: Tensor) -> Tensor:
-    return block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+@partial(dr2net.residual, tokenwise=("norm2", "mlp", "ls2"), drop_path="drop_path2")
+def mlp(block: Any, x: Tensor) -> Tensor:
+    return block.ls2(block.mlp(block.norm2(x)))
 
 
 @dr2net.register_adapter(PointViT)

@@ -6,7 +6,8 @@ https://github.com/open-mmlab/mmdetection.
 """
 
 model = dict(
-    type="DINO",
+    # mmdetection's, with the denoising of at most num_dn_queries boxes an image.
+    type="BoundedDINO",
     num_queries=900,
     num_feature_levels=4,
     with_box_refine=True,
@@ -69,7 +70,7 @@ model = dict(
     ),
     positional_encoding=dict(num_feats=128, normalize=True, offset=0.0, temperature=20),
     bbox_head=dict(
-        type="DINOHead",
+        type="BoundedDINOHead",
         num_classes=80,
         sync_cls_avg_factor=True,
         loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
@@ -85,9 +86,14 @@ model = dict(
         assigner=dict(
             type="HungarianAssigner",
             match_costs=[
-                dict(type="FocalLossCost", weight=2.0),
-                dict(type="BBoxL1Cost", weight=5.0, box_format="xywh"),
-                dict(type="IoUCost", iou_mode="giou", weight=2.0),
+                dict(
+                    type="CostInParts",
+                    costs=[
+                        dict(type="FocalLossCost", weight=2.0),
+                        dict(type="BBoxL1Cost", weight=5.0, box_format="xywh"),
+                        dict(type="IoUCost", iou_mode="giou", weight=2.0),
+                    ],
+                )
             ],
         )
     ),

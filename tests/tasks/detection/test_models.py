@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 
 import dr2net
+from dr2net.diagnostics import bytes_kept
 from dr2net.openmmlab.checkpoint import UnmatchedCheckpointError
 from tests.detectors import SWIN, build, small_model, without_compiled
 from tests.toy import assert_same_bits
@@ -214,16 +215,27 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
         )
 
 
-# All of a detector, by the names of its lists of blocks
+# All of a detector
 
 EVERYTHING = ["backbone.stages.*.blocks", "encoder.layers", "decoder.layers"]
+WAYS = {
+    "branches": {},
+    "blocks": {"couplings": "block"},
+    "names": {"blocks": EVERYTHING},
+}
 
 
+@pytest.mark.parametrize("way", list(WAYS))
 @pytest.mark.parametrize("network", ["dino4scale_swint_coco", "dino5scale_swint_coco"])
-def test_dino_s_encoder_and_decoder_convert_with_the_backbone(network, photographs):
+def test_dino_s_encoder_and_decoder_convert_with_the_backbone(network, way, photographs):
     conventional, _ = pair(network)
-    converted = dr2net.convert(copy.deepcopy(conventional), 1, 0, blocks=EVERYTHING)
-    assert [len(chain) for chain in dr2net.chains(converted)] == [2, 2, 2, 2, 2, 2]
+    converted = dr2net.convert(copy.deepcopy(conventional), 1, 0, **WAYS[way])
+    assert [chain.name for chain in dr2net.chains(converted)] == [
+        *(f"backbone.stages.{stage}.blocks" for stage in range(4)),
+        "encoder.layers",
+        "decoder.layers",
+    ]
+    assert len(dr2net.chains(converted)[4].couplings()) == (4 if way == "branches" else 2)
     expected = training_step(conventional, photographs)
     assert_same_bits(expected, training_step(converted, photographs))
     dr2net.set_coefficients(converted, 0.875, 0.125)
@@ -231,3 +243,39 @@ def test_dino_s_encoder_and_decoder_convert_with_the_backbone(network, photograp
     dr2net.set_reversible(converted, False)
     assert_same_bits(training_step(converted, photographs), rebuilt)
     assert not torch.equal(rebuilt[0], expected[0])
+
+
+def test_all_of_a_dino_in_slices_has_the_stored_gradients_and_keeps_less(photographs):
+    detector = dr2net.convert(build(small_model("conventional_dino5scale_swint_coco")))
+    whole = training_step(detector, photographs)
+    dr2net.slice_mlps(detector, 500)
+    sliced = training_step(detector, photographs)
+    assert torch.allclose(whole[0], sliced[0], rtol=1e-5)
+    kept = bytes_of_forward(detector, photographs)
+    dr2net.set_reversible(detector, False)
+    assert_same_bits(training_step(detector, photographs), sliced)
+    assert kept < 0.5 * bytes_of_forward(detector, photographs)
+
+
+def bytes_of_forward(detector, batch):
+    data = detector.data_preprocessor(copy.deepcopy(batch), training=True)
+    return bytes_kept(lambda: detector(**data, mode="loss"))
+
+
+def test_a_checkpointed_encoder_is_refused_with_what_to_leave_out():
+    detector = build(small_model("conventional_dino4scale_swint_coco"))
+    detector.encoder.layers[0] = torch.nn.Sequential(detector.encoder.layers[0])
+    with pytest.raises(ValueError, match=r"not checkpointed \(num_cp\)"):
+        dr2net.convert(detector)
+
+
+def test_a_reverted_dino_is_mmdetection_s(photographs):
+    detector = build(small_model("conventional_dino4scale_swint_coco"))
+    expected, names = training_step(detector, photographs), list(detector.state_dict())
+    classes = [type(module) for module in detector.modules()]
+    converted = dr2net.convert(detector, 1, 0)
+    assert [type(module) for module in converted.modules()] != classes
+    reverted = dr2net.revert(converted)
+    assert [type(module) for module in reverted.modules()] == classes
+    assert list(reverted.state_dict()) == names
+    assert_same_bits(training_step(reverted, photographs), expected)

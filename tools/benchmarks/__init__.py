@@ -1,0 +1,1 @@
+"""Measurements of whole training steps of the tasks' models."""
