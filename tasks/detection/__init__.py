@@ -5,16 +5,20 @@ import dr2net.openmmlab  # noqa: F401 - mends mmcv, which the modules below impo
 from . import operators
 from .dataset import SmallObjectDataset
 from .metric import SmallObjectMetric
+from .simple_pyramid import SimpleFeaturePyramid
 from .tiled_detector import TiledDetector
 from .transforms import CropAroundObject, LoadTile, TiledDataset
+from .vit import TimmViT
 
 operators.install()
 
 __all__ = [
     "CropAroundObject",
     "LoadTile",
+    "SimpleFeaturePyramid",
     "SmallObjectDataset",
     "SmallObjectMetric",
     "TiledDataset",
     "TiledDetector",
+    "TimmViT",
 ]
