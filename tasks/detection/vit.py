@@ -122,14 +122,16 @@ class _Resampling(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        matrix = ctx.resample(torch.eye(ctx.tokens, device=gradient.device)[None])[0]
+        identity = torch.eye(ctx.tokens, dtype=gradient.dtype, device=gradient.device)
+        matrix = ctx.resample(identity[None])[0]
         return matrix.T @ gradient, None
 
 
 @functools.wraps(vision_transformer.resample_abs_pos_embed)
 def _resample_abs_pos_embed(positions: Tensor, *args: Any, **options: Any) -> Tensor:
-    # The positions are (1, tokens, channels).
-    resample = functools.partial(_resample_abs_pos_embed.__wrapped__, *args, **options)
+    def resample(positions: Tensor) -> Tensor:  # (1, tokens, channels)
+        return _resample_abs_pos_embed.__wrapped__(positions, *args, **options)
+
     if not torch.are_deterministic_algorithms_enabled():
         return resample(positions)
     return _Resampling.apply(positions, resample)

@@ -17,10 +17,12 @@ optim_wrapper = dict(
             "backbone": dict(lr_mult=rate ** (depth + 1)),
             "backbone.vit.pos_embed": dict(lr_mult=rate ** (depth + 1), decay_mult=0.0),
             "backbone.vit.norm": dict(decay_mult=0.0),
-            **{f"backbone.vit.blocks.{i}.": dict(lr_mult=rate ** (depth - i)) for i in range(12)},
+            **{
+                f"backbone.vit.blocks.{i}.": dict(lr_mult=rate ** (depth - i)) for i in range(depth)
+            },
             **{
                 f"backbone.vit.blocks.{i}.norm": dict(lr_mult=rate ** (depth - i), decay_mult=0.0)
-                for i in range(12)
+                for i in range(depth)
             },
         },
     )
