@@ -58,7 +58,7 @@ def assert_two_steps_are_the_same(model, loss, but_for=()):
         with Operations() as operations:
             loss(model).backward()
         assert "mm" in operations.called or "addmm" in operations.called
-        assert {name for name in operations.called if REFUSED.fullmatch(name)} == {*but_for}
+        assert {name for name in operations.called if REFUSED.fullmatch(name)} <= {*but_for}
     steps = []
     for _ in range(2):
         random.seed(1)
