@@ -45,6 +45,7 @@ def forget_what_ran_before():
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
     torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
     if registry := sys.modules.get("mmengine.registry"):
         registry.DefaultScope._instance_dict.clear()  # it only ever adds to them
     if checkpoint := sys.modules.get("dr2net.openmmlab.checkpoint"):

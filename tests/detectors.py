@@ -24,6 +24,7 @@ SWIN = {
     "init_cfg": None,
 }
 CHANNELS = [8, 16, 32, 64]
+VIT = {"pretrained": False, "depth": 4, "embed_dim": 32, "num_heads": 2}
 
 
 def small_model(name, **backbone):
@@ -36,11 +37,17 @@ def small_model(name, **backbone):
     model = Config.fromfile(CONFIGS / f"{name}.py").model
     model = model.get("detector", model)
     model.backbone.update(backbone)
-    model.backbone.get("backbone", model.backbone).update(SWIN)
-    model.neck.in_channels = CHANNELS[-len(model.neck.in_channels) :]
+    inner = model.backbone.get("backbone", model.backbone)
+    if inner.type == "TimmViT":
+        inner.update(VIT)
+        model.neck.in_channels = VIT["embed_dim"]
+    else:
+        inner.update(SWIN)
+        model.neck.in_channels = CHANNELS[-len(model.neck.in_channels) :]
     model.neck.out_channels = 32
     if model.type == "BoundedDINO":
-        model.neck.norm_cfg.num_groups = 8
+        if "norm_cfg" in model.neck:
+            model.neck.norm_cfg.num_groups = 8
         model.num_queries = model.test_cfg.max_per_img = 20
         model.positional_encoding.num_feats = 16
         model.dn_cfg.group_cfg.num_dn_queries = 8

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from dr2net.openmmlab import ValidateResumedHook
 from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
+from tools.deterministic import FirstIterationHook, choose_workspace, explain_refusals
 
 PATIENCE = 20  # seconds
 
@@ -40,7 +41,9 @@ def main(arguments: list[str] | None = None) -> Runner:
     )
     parser.add_argument("--seed", type=int, help="random seed")
     parser.add_argument(
-        "--deterministic", action="store_true", help="use deterministic algorithms on the GPU"
+        "--deterministic",
+        action="store_true",
+        help="use deterministic algorithms, or end where an operation has none",
     )
     args = parser.parse_args(arguments)
 
@@ -60,13 +63,19 @@ def main(arguments: list[str] | None = None) -> Runner:
     if args.deterministic:
         randomness["deterministic"] = True
     config.randomness = randomness
+    if randomness.get("deterministic"):
+        choose_workspace()
     adapt_to_cpu(config)
     choose_checkpoint(config, args.resume)
 
     runner = Runner.from_cfg(config)
     if config.get("resume"):
         runner.register_hook(ValidateResumedHook())
-    with the_only_run_in(Path(runner.work_dir)):
+    with ExitStack() as around:
+        around.enter_context(the_only_run_in(Path(runner.work_dir)))
+        if runner.deterministic:
+            runner.register_hook(FirstIterationHook())
+            around.enter_context(explain_refusals())
         runner.train()
     return runner
 

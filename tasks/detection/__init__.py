@@ -6,8 +6,10 @@ from . import operators
 from .dataset import SmallObjectDataset
 from .many_boxes import BoundedDINO, BoundedDINOHead, CostInParts, OverlapsInParts
 from .metric import SmallObjectMetric
+from .simple_pyramid import SimpleFeaturePyramid
 from .tiled_detector import TiledDetector
 from .transforms import CropAroundObject, LoadTile, TiledDataset
+from .vit import TimmViT
 
 operators.install()
 
@@ -18,8 +20,10 @@ __all__ = [
     "CropAroundObject",
     "LoadTile",
     "OverlapsInParts",
+    "SimpleFeaturePyramid",
     "SmallObjectDataset",
     "SmallObjectMetric",
     "TiledDataset",
     "TiledDetector",
+    "TimmViT",
 ]

@@ -86,9 +86,10 @@ class PointCloudSegmentor(BaseModel):
         return data_samples
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        # Point by point: that of whole clouds has no deterministic form on a GPU.
         total = F.cross_entropy(
-            logits.float(),
-            target,
+            logits.float().transpose(1, 2).flatten(0, 1),
+            target.flatten(),
             self.class_weight,
             ignore_index=IGNORE,
             reduction="sum",

@@ -11,6 +11,7 @@ import torch
 from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
@@ -24,21 +25,26 @@ from tests.detectors import CONFIGS, build, small_model
 PATHS = sorted(CONFIGS.glob("*.py"))
 DINO = [f"dino{scales}scale_swin{size}" for scales in (4, 5) for size in "tsbl"]
 NETWORKS = [*DINO, "retinanet_swint"]
+VITS = [
+    f"{head}_vitb_{vit}" for head in ("dino4scale", "retinanet") for vit in ("dinov2", "dinov3")
+]
 HELD = ["dino4scale_swint", "dino5scale_swinl", "retinanet_swint"]
 MMDETECTION = Path(mmdet.__file__).parent / ".mim/configs"
 # By the last word of a config's name: what METAINFO calls the set.
 SETS = {"coco": "coco", "sodad": "soda-d", "visdrone": "visdrone", "aitod": "ai-tod"}
+SMALL_SETS = ("sodad", "visdrone", "aitod")
 SMALL_OBJECTS = [
     f"{network}_{name}"
     for network in ("dino4scale_swint", "retinanet_swint")
-    for name in ("sodad", "visdrone", "aitod")
+    for name in SMALL_SETS
 ]
+VITS_SMALL_OBJECTS = [f"{network}_{name}" for network in VITS for name in SMALL_SETS]
 # Of https://github.com/microsoft/Swin-Transformer, without its head of 1,000 classes.
 MILLIONS = {"t": 27.5, "s": 48.8, "b": 86.8, "l": 195.1}
 
 
 def read(kind, network):
-    name = network if network in SMALL_OBJECTS else f"{network}_coco"
+    name = network if network.endswith(SMALL_SETS) else f"{network}_coco"
     return Config.fromfile(CONFIGS / f"{kind}_{name}.py")
 
 
@@ -57,7 +63,11 @@ def test_every_network_is_there_in_its_kinds():
     expected = {f"{kind}_{network}_coco" for kind in kinds for network in NETWORKS}
     small = {f"{kind}_{name}" for kind in ("conventional", "dr2net") for name in SMALL_OBJECTS}
     held = {f"dr2net_held_{network}_coco" for network in HELD}
-    assert expected | small | held == {path.stem for path in PATHS}
+    kinds = ("conventional", "checkpointed", "dr2net_held")
+    vits = {f"{kind}_{network}_coco" for kind in kinds for network in VITS}
+    vits |= {f"{kind}_{name}" for kind in kinds[::2] for name in VITS_SMALL_OBJECTS}
+    whole = {f"dr2net_whole_dino5scale_swin{size}_coco" for size in "tl"}
+    assert expected | small | held | vits | whole == {path.stem for path in PATHS}
 
 
 def test_opens_with_the_commands_that_run_it(path):
@@ -92,7 +102,7 @@ def test_head_data_and_metric_are_those_of_the_set(path):
     assert figure in PROTOCOLS[name].report
 
 
-@pytest.mark.parametrize("network", SMALL_OBJECTS)
+@pytest.mark.parametrize("network", [*SMALL_OBJECTS, *VITS_SMALL_OBJECTS])
 def test_as_many_detections_come_out_as_the_metric_takes(network):
     config = read("conventional", network)
     protocol = PROTOCOLS[config.val_evaluator.protocol]
@@ -103,7 +113,9 @@ def test_as_many_detections_come_out_as_the_metric_takes(network):
         assert config.model.test_cfg.max_per_img == max(protocol.limits)
 
 
-@pytest.mark.parametrize("network", ["dino4scale_swint_sodad", "retinanet_swint_sodad"])
+@pytest.mark.parametrize(
+    "network", [name for name in [*SMALL_OBJECTS, *VITS_SMALL_OBJECTS] if name.endswith("sodad")]
+)
 def test_soda_d_is_cut_alike_for_training_and_testing(network):
     config = read("conventional", network)
     training, testing = config.train_dataloader.dataset, config.model
@@ -115,7 +127,8 @@ def test_soda_d_is_cut_alike_for_training_and_testing(network):
 
 def test_small_version_builds(path):
     backbone = build(small_model(path.stem)).backbone
-    converted = path.stem.startswith(("dr2net", "previous"))
+    # On ViTs it is a hook that converts.
+    converted = path.stem.startswith(("dr2net", "previous")) and "vitb" not in path.stem
     assert dr2net.is_convertible(backbone)
     assert len(dr2net.chains(backbone)) == (4 if converted else 0)
     if converted:
@@ -124,9 +137,10 @@ def test_small_version_builds(path):
         assert dr2net.get_coefficients(backbone) == pytest.approx(expected, abs=2**-16)
 
 
+@pytest.mark.parametrize("backbone", ["swint", "vitb_dinov2", "vitb_dinov3"])
 @pytest.mark.parametrize("name", ["sodad", "visdrone"])
-def test_anchors_in_ignored_regions_are_no_background(name):
-    config = read("conventional", f"retinanet_swint_{name}")
+def test_anchors_in_ignored_regions_are_no_background(name, backbone):
+    config = read("conventional", f"retinanet_{backbone}_{name}")
     assigner = TASK_UTILS.build(detector_of(config).train_cfg.assigner)
     priors = torch.tensor([[2.0, 2, 18, 18], [50, 50, 66, 66], [80, 80, 96, 96]])
     assigned = assigner.assign(
@@ -163,6 +177,13 @@ def test_held_differs_from_conventional_in_backbone_and_hook_alone(network):
     assert found == read("conventional", network).to_dict()
 
 
+@pytest.mark.parametrize("network", [*VITS, *VITS_SMALL_OBJECTS])
+def test_held_on_a_vit_differs_from_conventional_in_a_hook_alone(network):
+    found = read("dr2net_held", network).to_dict()
+    assert found.pop("custom_hooks") == [{"type": "Dr2NetHook"}]
+    assert found == read("conventional", network).to_dict()
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_previous_reversible_differs_from_conventional_in_the_backbone_alone(network):
     found = read("previous_reversible", network).to_dict()
@@ -172,7 +193,7 @@ def test_previous_reversible_differs_from_conventional_in_the_backbone_alone(net
     assert found == read("conventional", network).to_dict()
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [*NETWORKS, *VITS])
 def test_checkpointed_differs_from_conventional_in_that_alone(network):
     found = read("checkpointed", network).to_dict()
     assert found["model"]["backbone"].pop("with_cp")
@@ -198,6 +219,61 @@ def test_largest_detector_has_the_published_number_of_parameters():
     model = MODELS.build(read("dr2net", "dino5scale_swinl").model)
     # Table 3 of https://arxiv.org/abs/2203.03605: 218 M.
     assert round(sum(value.numel() for value in model.parameters()) / 1e6) == 218
+
+
+@pytest.mark.parametrize("network", [*VITS, *VITS_SMALL_OBJECTS])
+def test_levels_of_a_vit_and_what_the_head_knows_of_them(network):
+    model = detector_of(read("conventional", network))
+    patch = int(re.search(r"patch(\d+)", model.backbone.name)[1])
+    assert patch == {"dinov2": 14, "dinov3": 16}[re.search("dinov.", network)[0]]
+    assert model.data_preprocessor.pad_size_divisor == 2 * patch
+    strides = [patch / scale for scale in model.neck.scales]
+    assert strides == [patch * 2**i for i in range(-1, len(strides) - 1)]
+    if network.startswith("dino"):
+        assert len(strides) == model.num_feature_levels == 4
+    else:
+        assert model.bbox_head.anchor_generator.strides == strides
+    assert model.neck.get("out_channels", 256) == model.bbox_head.get("in_channels", 256)
+
+
+@pytest.mark.parametrize(("network", "millions"), [(VITS[0], 86.6), (VITS[1], 85.6)])
+def test_vit_has_the_size_of_its_name_and_as_many_layers_as_learning_rates(network, millions):
+    init_default_scope("mmdet")
+    config = read("conventional", network)
+    backbone = MODELS.build(config.model.backbone)
+    count = sum(value.numel() for value in backbone.parameters()) / 1e6
+    assert count == pytest.approx(millions, abs=0.1)
+    assert len(backbone.vit.blocks) == config.depth
+    assert config.model.neck.in_channels == backbone.vit.num_features
+
+
+@pytest.mark.parametrize(("network", "decay"), [(VITS[0], 1e-4), (VITS[2], 0.1)])
+def test_learning_rates_decay_from_the_last_layer_of_a_vit_to_the_first(network, decay):
+    model = small_model(f"conventional_{network}_coco")
+    model.backbone.depth = 12
+    detector = build(model)
+    settings = read("conventional", network).optim_wrapper
+    optimizer = build_optim_wrapper(detector, settings).optimizer
+    groups = {id(group["params"][0]): group for group in optimizer.param_groups}
+    found = {
+        name: (groups[id(value)]["lr"] / 1e-4, groups[id(value)]["weight_decay"])
+        for name, value in detector.named_parameters()
+    }
+    blocks = "backbone.vit.blocks"
+    expected = {
+        "backbone.vit.patch_embed.proj.weight": (0.7**13, decay),
+        "backbone.vit.pos_embed": (0.7**13, 0),
+        f"{blocks}.0.attn.qkv.weight": (0.7**12, decay),
+        f"{blocks}.1.mlp.fc1.weight": (0.7**11, decay),
+        f"{blocks}.1.norm2.weight": (0.7**11, 0),
+        f"{blocks}.10.attn.qkv.weight": (0.7**2, decay),
+        f"{blocks}.11.mlp.fc2.bias": (0.7, decay),
+        "backbone.vit.norm.bias": (1, 0),
+        "neck.levels.0.0.weight": (1, decay),
+        "neck.levels.0.2.weight": (1, 0),
+    }
+    for name, (rate, weight_decay) in expected.items():
+        assert found[name] == pytest.approx((rate, weight_decay)), name
 
 
 @pytest.mark.parametrize("scales", [4, 5])

@@ -143,7 +143,8 @@ def write_config(folder, name):
         evaluator.ann_file = str(folder / evaluator.ann_file)
     config.train_cfg.max_epochs = 2
     config.default_hooks.logger.interval = 1
-    config.default_hooks.coefficients.end = 4
+    if "coefficients" in config.default_hooks:
+        config.default_hooks.coefficients.end = 4
     config.auto_scale_lr.enable = False
     config.load_from = None
     path = folder / f"small_{name}.py"
@@ -172,17 +173,22 @@ def logged(work_dir):
     return train, [line for line in lines if "loss" not in line]
 
 
-@pytest.fixture(params=SETS)
-def prepared(request, tmp_path_factory):
-    """A set's name, its protocol, and a small config over it."""
-    folder = tmp_path_factory.mktemp(request.param)
-    write, protocol = SETS[request.param]
-    name = f"dr2net_dino4scale_swint_{request.param}"
+def prepared_config(folder, name):
+    """Write a config's set in its published layout, prepare it as documented: a small config."""
+    write, protocol = SETS[name.split("_")[-1]]
     write(folder / Config.fromfile(CONFIGS / f"{name}.py").data_root)
     with contextlib.chdir(folder):
         for arguments in documented_conversions(protocol):
             prepare(arguments)
-    return request.param, PROTOCOLS[protocol], write_config(folder, name)
+    return write_config(folder, name)
+
+
+@pytest.fixture(params=SETS)
+def prepared(request, tmp_path_factory):
+    """A set's name, its protocol, and a small config over it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = prepared_config(folder, f"dr2net_dino4scale_swint_{request.param}")
+    return request.param, PROTOCOLS[SETS[request.param][1]], config
 
 
 def test_a_set_in_its_published_layout_trains_resumes_and_is_tested(
@@ -220,3 +226,15 @@ def test_a_set_in_its_published_layout_trains_resumes_and_is_tested(
     else:
         experiment = ["--cfg-options", f"experiment_name={uuid.uuid4().hex}"]
         assert figures <= set(run_test([*map(str, last), *experiment]))
+
+
+def test_a_vit_trains_and_is_tested_on_tiles(tmp_path):
+    config = prepared_config(tmp_path, "dr2net_held_retinanet_vitb_dinov2_sodad")
+    run_train(config, tmp_path / "run", settings=["train_cfg.max_epochs=1"])
+    trained, validations = logged(tmp_path / "run")
+    assert {(line["alpha"], line["beta"]) for line in trained.values()} == {(0.875, 0.125)}
+    experiment = ["--cfg-options", f"experiment_name={uuid.uuid4().hex}"]
+    checkpoint = str(tmp_path / "run/epoch_1.pth")
+    tested = run_test([str(config), checkpoint, "--work-dir", str(tmp_path / "test"), *experiment])
+    figures = {f"detection/{figure}" for figure in PROTOCOLS["soda-d"].report}
+    assert figures <= {*tested} & {*validations[0]}

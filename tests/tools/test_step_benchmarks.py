@@ -2,11 +2,12 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("mmdet")
-import tasks.detection  # noqa: F401  # isort: skip
+import tasks.detection  # isort: skip
 import tasks.pointcloud  # noqa: F401  # isort: skip
 
 import torch
@@ -97,9 +98,9 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     out = tmp_path / "steps.json"
     monkeypatch.setattr(detection, "WAYS", (detection.CONVENTIONAL, detection.CHECKPOINTED))
     small = small_model("conventional_dino4scale_swint_coco")
-    arguments = "detection.py --case 64x64x3 --case 64x96x2 --rounds 1 --out".split()
-    monkeypatch.setattr(sys, "argv", [*arguments, str(out)])
-    monkeypatch.setattr(detection.Config, "fromfile", lambda _: type("Config", (), {"model": small}))
+    cases = ["--case", "64x64x3", "--case", "64x96x2"]
+    monkeypatch.setattr(sys, "argv", ["detection.py", *cases, "--rounds", "1", "--out", str(out)])
+    monkeypatch.setattr(detection.Config, "fromfile", lambda _: SimpleNamespace(model=small))
     detection.main()
     result = json.loads(out.read_text())
     assert [row["image"] for row in result["rows"]] == ["64 × 64"] * 2 + ["64 × 96"] * 2

@@ -53,14 +53,22 @@ def shrink(pipeline):
             step.crop_size = tuple(side // 10 for side in step.crop_size)
 
 
-@pytest.mark.parametrize("name", ["dr2net_dino4scale_swint_coco", "dr2net_retinanet_swint_coco"])
-def test_a_config_trains_validates_and_saves(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "chains"),
+    [
+        ("dr2net_dino4scale_swint_coco", 4),
+        ("dr2net_retinanet_swint_coco", 4),
+        ("dr2net_held_dino4scale_vitb_dinov2_coco", 1),
+        ("dr2net_held_retinanet_vitb_dinov3_coco", 1),
+    ],
+)
+def test_a_config_trains_validates_and_saves(name, chains, tmp_path):
     if not FOLDER.is_dir():
         pytest.skip(f"no real photographs in {FOLDER}")
     runner = Runner.from_cfg(on_one_photograph(name, tmp_path))
     before = {key: value.clone() for key, value in runner.model.backbone.named_parameters()}
     runner.train()
-    assert len(dr2net.chains(runner.model)) == 4
+    assert len(dr2net.chains(runner.model)) == chains
     after = dict(runner.model.backbone.named_parameters())
     assert any(not before[key].equal(value) for key, value in after.items())
     assert "val/detection/AP" in runner.message_hub.log_scalars

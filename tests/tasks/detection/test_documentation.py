@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("mmdet")
 import tasks.detection  # noqa: F401  # isort: skip
 
-from mmengine.registry import DATASETS, METRICS
+from mmengine.registry import DATASETS, METRICS, MODELS
 
 from tasks.detection.tiled_detector import TiledTesting
 from tests.tools.test_detection_sets import SETS, documented_conversions, write_sodad
@@ -59,3 +59,9 @@ def test_tiles_are_settings_of_the_detector():
     assert model.pop("type") == "TiledDetector"
     assert model.pop("detector") is ...
     TiledTesting(**model)
+
+
+def test_a_plain_vit_and_its_pyramid_build_and_fit():
+    backbone = MODELS.build({**snippet("backbone"), "depth": 1})
+    MODELS.build(snippet("neck"))
+    assert backbone.vit.num_features == snippet("neck")["in_channels"]

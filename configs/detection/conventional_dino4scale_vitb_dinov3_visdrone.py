@@ -1,0 +1,21 @@
+"""DINO with four levels over DINOv3's ViT-B finetuned conventionally on VisDrone-DET.
+
+    python tools/train.py configs/detection/conventional_dino4scale_vitb_dinov3_visdrone.py
+    tools/dist_train.sh configs/detection/conventional_dino4scale_vitb_dinov3_visdrone.py 8
+    python tools/test.py configs/detection/conventional_dino4scale_vitb_dinov3_visdrone.py CHECKPOINT
+
+Recipe: that of conventional_dino4scale_vitb_dinov3_coco.py.
+docs/detection.md says how to prepare the data.
+"""  # noqa: E501 - a command
+
+_base_ = [
+    "../_base_/models/dino_4scale_vitb_dinov3.py",
+    "../_base_/datasets/visdrone.py",
+    "../_base_/schedules/dino_vitb_12e.py",
+    "../_base_/detection_runtime.py",
+]
+
+# As many detections as the metric takes.
+model = dict(bbox_head=dict(num_classes=10), test_cfg=dict(max_per_img=500))
+
+# Random weights instead of the pretrained ones: --cfg-options model.backbone.pretrained=False

@@ -1,0 +1,30 @@
+"""RetinaNet over DINOv3's ViT-B finetuned conventionally on VisDrone-DET.
+
+    python tools/train.py configs/detection/conventional_retinanet_vitb_dinov3_visdrone.py
+    tools/dist_train.sh configs/detection/conventional_retinanet_vitb_dinov3_visdrone.py 8
+    python tools/test.py configs/detection/conventional_retinanet_vitb_dinov3_visdrone.py CHECKPOINT
+
+Recipe: that of conventional_retinanet_vitb_dinov3_coco.py.
+docs/detection.md says how to prepare the data.
+"""
+
+_base_ = [
+    "../_base_/models/retinanet_vitb_dinov3.py",
+    "../_base_/datasets/visdrone.py",
+    "../_base_/schedules/vitdet_b_12e.py",
+    "../_base_/detection_runtime.py",
+]
+
+model = dict(
+    bbox_head=dict(
+        num_classes=10,
+        # From 16 pixels on instead of 32.
+        anchor_generator=dict(octave_base_scale=2),
+    ),
+    # Anchors that lie half in an ignored region or box are no background.
+    train_cfg=dict(assigner=dict(ignore_iof_thr=0.5)),
+    # As many detections as the metric takes.
+    test_cfg=dict(max_per_img=500),
+)
+
+# Random weights instead of the pretrained ones: --cfg-options model.backbone.pretrained=False
