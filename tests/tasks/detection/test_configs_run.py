@@ -57,6 +57,7 @@ def shrink(pipeline):
     ("name", "chains"),
     [
         ("dr2net_dino4scale_swint_coco", 4),
+        ("dr2net_whole_dino5scale_swint_coco", 6),
         ("dr2net_retinanet_swint_coco", 4),
         ("dr2net_held_dino4scale_vitb_dinov2_coco", 1),
         ("dr2net_held_retinanet_vitb_dinov3_coco", 1),
