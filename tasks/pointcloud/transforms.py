@@ -19,6 +19,7 @@ from mmengine.registry import TRANSFORMS
 
 from .grouping import group_points
 from .structures import PointCloudSample
+from .voxel_files import kept_voxels
 from .voxels import random_points
 
 # What a room has for each of its points.
@@ -46,6 +47,9 @@ class AddHeight:
 class VoxelSubsample:
     """Keep one random point of each voxel.
 
+    The voxels of a room are made once and kept beside it (``voxel_files``), where no transform
+    before this one moves or removes points.
+
     Args:
         voxel_size: The edge of a voxel, metres.
     """
@@ -54,7 +58,8 @@ class VoxelSubsample:
         self.voxel_size = voxel_size
 
     def __call__(self, room: dict) -> dict:
-        return take_points(room, random_points(room["coord"], self.voxel_size))
+        numbers = kept_voxels(room["coord"], self.voxel_size, room.get("path"))
+        return take_points(room, random_points(numbers))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.voxel_size})"

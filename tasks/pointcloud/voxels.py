@@ -40,12 +40,22 @@ def voxel_keys(coord: np.ndarray, voxel_size: float) -> np.ndarray:
     return (x * int(counts[1]) + y) * int(counts[2]) + z
 
 
-def random_points(coord: np.ndarray, voxel_size: float) -> np.ndarray:
-    """Draw one point of each voxel from numpy's global random state; indices, int64 (V,)."""
-    order = np.random.permutation(len(coord))  # noqa: NPY002 - seeded by the sampler
-    # The first of each voxel in a random order of all.
-    _, first = np.unique(voxel_keys(coord, voxel_size)[order], return_index=True)
-    return order[first]
+def voxel_numbers(coord: np.ndarray, voxel_size: float) -> np.ndarray:
+    """Number the voxels that have points from 0 on, in the order of their keys: int32 (N,)."""
+    return np.unique(voxel_keys(coord, voxel_size), return_inverse=True)[1].astype(np.int32)
+
+
+def random_points(numbers: np.ndarray) -> np.ndarray:
+    """Draw one point of each voxel from numpy's global random state; indices, int64 (V,).
+
+    Args:
+        numbers: Of the points' voxels, as ``voxel_numbers`` gives them.
+    """
+    order = np.random.permutation(len(numbers))  # noqa: NPY002 - seeded by the sampler
+    # The first of each voxel in a random order of all, which is written last.
+    drawn = np.empty(numbers.max() + 1, np.int64)
+    drawn[numbers[order[::-1]]] = order[::-1]
+    return drawn
 
 
 class Passes:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("mmengine")
-from tasks.pointcloud.voxels import Passes, crops, random_points, voxel_keys
+from tasks.pointcloud.voxels import Passes, crops, random_points, voxel_keys, voxel_numbers
 from tests.rooms import write_converted
 
 SHARED = Path(__file__).parents[4] / "shared/data/real/pointcloud/scannet_scene0000_00.bin"
@@ -40,10 +40,25 @@ def test_one_point_of_each_voxel_is_drawn_and_each_has_its_chance():
     drawn = set()
     for seed in range(200):
         np.random.seed(seed)  # noqa: NPY002
-        indices = random_points(coord, 1.0)
+        indices = random_points(voxel_numbers(coord, 1.0))
         assert np.array_equal(np.sort(keys[indices]), np.unique(keys))
         drawn.update(indices.tolist())
     assert drawn == set(range(60))
+
+
+@pytest.mark.parametrize("voxel_size", [1e-4, 0.1, 0.5, 10])
+def test_points_are_drawn_as_the_first_of_their_voxels_in_a_random_order(voxel_size):
+    coord = cloud()
+    numbers = voxel_numbers(coord, voxel_size)
+    assert numbers.dtype == np.int32
+    assert np.array_equal(np.unique(numbers), np.arange(numbers.max() + 1))
+    for seed in range(20):
+        np.random.seed(seed)  # noqa: NPY002
+        found = random_points(numbers)
+        np.random.seed(seed)  # noqa: NPY002
+        order = np.random.permutation(len(coord))  # noqa: NPY002
+        _, first = np.unique(voxel_keys(coord, voxel_size)[order], return_index=True)
+        assert np.array_equal(found, order[first])
 
 
 def passes_of_all(coord, voxel_size):
