@@ -47,11 +47,11 @@ def FullResolutionSegmentor(  # noqa: N802  (a type name to those who write conf
 
     ``test_step`` divides a room into passes, each of which has one point of every voxel, and all of
     which together have every point of the room. The class probabilities of a point are summed over
-    the passes and spheres that it is in, and the largest sum is its ``pred_segment``. (Where a voxel
+    the passes and spheres that it is in, and the largest sum is its ``pred_segment``. Where a voxel
     has far more points than others have, some get the sums of the nearest one in it, which is
-    logged: see ``voxels.Passes``.) The test pipeline ends in ``PackRoom``. Validation, ``val_step``, is the segmentor's own, on clouds that
-    the pipeline has subsampled, or a test where its pipeline, like that of tests, ends in
-    ``PackRoom``.
+    logged (``voxels.Passes``). The test pipeline ends in ``PackRoom``. Validation, ``val_step``, is
+    the segmentor's own, on clouds that the pipeline has subsampled, or a test where its pipeline,
+    like that of tests, ends in ``PackRoom``.
 
     mmengine's FSDP wrapper calls neither step; its other wrappers do.
 

@@ -1,6 +1,7 @@
 """Centres of the embedding's stages and their neighbours.
 
-``PointViT`` finds them itself, or is given what ``GroupPoints`` has found in the data set's workers.
+``PointViT`` finds them itself, or is given what ``GroupPoints`` has found in the data set's
+workers.
 """
 
 from __future__ import annotations

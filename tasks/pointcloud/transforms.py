@@ -297,7 +297,7 @@ class PackPoints:
 
 @TRANSFORMS.register_module()
 class GroupPoints:
-    """Find the groups of ``PointViT``'s embedding here: the end of a pipeline, after ``PackPoints``.
+    """Find the groups of ``PointViT``'s embedding in the workers: after ``PackPoints``.
 
     ``inputs`` gets what ``grouping.group_points`` returns. The network finds the same, bit for bit,
     where a pipeline lacks this transform; on a GPU without Triton in more time.

@@ -14,7 +14,6 @@ FEW = 32
 CROWDED = 5
 
 
-
 def voxel_keys(coord: np.ndarray, voxel_size: float) -> np.ndarray:
     """Number the voxels of points: int64 (N,), equal for points of the same voxel.
 
@@ -59,7 +58,7 @@ def random_points(numbers: np.ndarray) -> np.ndarray:
 
 
 class Passes:
-    """Divides a cloud into passes of one point of every voxel each, which together have every point.
+    """Divides a cloud into passes of one point of every voxel each, together of every point.
 
     There are as many passes as the fullest voxel has points; the points of the others come again.
 

@@ -157,7 +157,9 @@ def test_given_groups_are_taken_and_give_the_same_bits(monkeypatch, checkpoint):
 def test_groups_of_another_size_are_refused():
     model = make()
     feat = features()
-    with pytest.raises(ValueError, match=r"groups of 8 .* \(2, 32, 8\) in stage 1, got \(2, 32, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"groups of 8 .* \(2, 32, 8\) in stage 1, got \(2, 32, 4\)"
+    ):
         model.backbone(model.coord, feat, grouping.group_points(model.coord, 4))
     groups = grouping.group_points(model.coord, 8)
     with pytest.raises(ValueError, match=r"\(1, 32, 8\) in stage 1, got \(2, 32, 8\): give Group"):
