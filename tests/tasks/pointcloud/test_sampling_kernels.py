@@ -58,7 +58,7 @@ def test_kernels_under_the_interpreter():
 @EVERY_CLOUD
 @pytest.mark.parametrize(
     ("points", "count", "chunk"),
-    [(1, 1, 32), (7, 7, 32), (100, 25, 32), (64, 10, 32), (161, 40, 32), (100, 60, 1024)],
+    [(1, 1, 32), (7, 7, 32), (64, 16, 32), (129, 24, 32), (60, 40, 1024)],
 )
 def test_sampled_points_are_those_of_the_loop(kernels, monkeypatch, cloud, points, count, chunk):
     monkeypatch.setattr(kernels, "CHUNK", chunk)
@@ -71,7 +71,7 @@ def test_sampled_points_are_those_of_the_loop(kernels, monkeypatch, cloud, point
 @EVERY_CLOUD
 @pytest.mark.parametrize(
     ("queries", "points", "count", "block"),
-    [(1, 1, 1, 32), (5, 7, 7, 32), (6, 64, 3, 32), (4, 101, 20, 64), (3, 150, 64, 256)],
+    [(1, 1, 1, 32), (5, 7, 7, 32), (6, 64, 3, 32), (3, 101, 20, 64), (1, 100, 64, 256)],
 )
 def test_neighbours_are_those_of_all_pairs(
     kernels, monkeypatch, cloud, queries, points, count, block
