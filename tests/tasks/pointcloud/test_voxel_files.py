@@ -154,6 +154,27 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     assert (tmp_path / "voxels_0.25.npz").read_bytes() == before
 
 
+def test_a_process_that_writes_meanwhile_is_not_disturbed(tmp_path, made, monkeypatch):
+    write = np.savez
+
+    def write_while_another_does(stream, **content):
+        monkeypatch.setattr(np, "savez", write)
+        voxel_files._tried.clear()  # as in the other process
+        kept_voxels(cloud(), SIZE, tmp_path)
+        stream.write(b"half of it")
+        stream.flush()
+        assert np.array_equal(kept_voxels(cloud(), SIZE, tmp_path), voxel_numbers(cloud(), SIZE))
+        assert made == [1000, 1000]  # by each process, and read by the last line
+        stream.seek(0)
+        write(stream, **content)
+
+    monkeypatch.setattr(np, "savez", write_while_another_does)
+    for _ in range(2):
+        kept_voxels(cloud(), SIZE, tmp_path)
+    assert made == [1000, 1000]
+    assert names(tmp_path) == ["voxels_0.25.npz"]
+
+
 def write_again_and_again(room, seeds):
     for turn in range(10**6):
         coord = cloud(20_000, seeds[turn % len(seeds)])
