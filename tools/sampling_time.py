@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -56,10 +57,23 @@ def make_methods(coord: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
     }
     if torch.cuda.is_available():
         on_gpu, centres_on_gpu = coord.cuda(), centres.cuda()
-        name = f"PyTorch, {torch.cuda.get_device_name()}"
+
         # Copied back, which waits for the GPU.
-        methods[SAMPLING, name] = lambda: farthest_points(on_gpu, SAMPLED).cpu()
-        methods[SEARCH, name] = lambda: nearest_points(centres_on_gpu, on_gpu, NEIGHBOURS)[0].cpu()
+        def sample() -> Tensor:
+            return farthest_points(on_gpu, SAMPLED).cpu()
+
+        def search() -> Tensor:
+            return nearest_points(centres_on_gpu, on_gpu, NEIGHBOURS)[0].cpu()
+
+        def without_kernels(run: Callable[[], Tensor]) -> Tensor:
+            with mock.patch.object(neighbours, "_kernels", return_value=None):
+                return run()
+
+        gpu = torch.cuda.get_device_name()
+        for task, run in ((SAMPLING, sample), (SEARCH, search)):
+            methods[task, f"PyTorch, {gpu}"] = partial(without_kernels, run)
+            if neighbours._kernels(on_gpu.device):
+                methods[task, f"Triton, {gpu}"] = run
     return methods
 
 

@@ -1,5 +1,6 @@
 """``type='FullResolutionSegmentor'``: any segmentor, tested on every original point by voting."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import print_log
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .structures import NOT_FINITE, PointCloudSample
 from .transforms import take_points
-from .voxels import crops, passes
+from .voxels import Passes, crops
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ def FullResolutionSegmentor(  # noqa: N802  (a type name to those who write conf
 
     ``test_step`` divides a room into passes, each of which has one point of every voxel, and all of
     which together have every point of the room. The class probabilities of a point are summed over
-    the passes and spheres that it is in, and the largest sum is its ``pred_segment``. The test
-    pipeline ends in ``PackRoom``. Validation, ``val_step``, is the segmentor's own, on clouds that
-    the pipeline has subsampled, or a test where its pipeline, like that of tests, ends in
-    ``PackRoom``.
+    the passes and spheres that it is in, and the largest sum is its ``pred_segment``. Where a voxel
+    has far more points than others have, some get the sums of the nearest one in it, which is
+    logged (``voxels.Passes``). The test pipeline ends in ``PackRoom``. Validation, ``val_step``, is
+    the segmentor's own, on clouds that the pipeline has subsampled, or a test where its pipeline,
+    like that of tests, ends in ``PackRoom``.
 
     mmengine's FSDP wrapper calls neither step; its other wrappers do.
 
@@ -103,6 +106,7 @@ def test_step(self: Any, data: dict) -> list[PointCloudSample]:
     samples = self.data_preprocessor.cast_data(data["data_samples"])
     for number, sample in enumerate(samples):
         room = {key: values[number].cpu().numpy() for key, values in data["inputs"].items()}
+        room["name"] = sample.get("name")
         try:
             sample.pred_segment = vote(self, room).argmax(dim=0)
         except ValueError as error:  # such as too few points for the network
@@ -123,11 +127,21 @@ def vote(segmentor: Any, room: dict) -> Tensor:
 
     Args:
         segmentor: One that ``FullResolutionSegmentor`` made.
-        room: ``coord``, ``color`` and ``height`` as transforms take them.
+        room: ``coord``, ``color`` and ``height`` as transforms take them, and ``name``.
     """
     testing = segmentor.full_resolution_testing
     pack = Compose(testing.transforms)
-    views = _views(room["coord"], testing)
+    passes = Passes(room["coord"], testing.voxel_size)
+    if len(passes.left_out):
+        print_log(
+            f"{room.get('name')}: {len(passes.left_out)} points are not tested themselves but get "
+            "the votes of the nearest one in their voxel that is. They are in voxels of "
+            f"{testing.voxel_size} m with more than {passes.limit} points, far more than the other "
+            "voxels have: often the origin, where scanners put what they have missed",
+            logger="current",
+            level=logging.WARNING,
+        )
+    views = _views(room["coord"], passes, testing)
     votes = None
     while batch := list(islice(views, testing.batch_size)):
         packed = pseudo_collate([pack(take_points(room, indices)) for indices in batch])
@@ -139,11 +153,18 @@ def vote(segmentor: Any, room: dict) -> Tensor:
             raise ValueError(NOT_FINITE)
         for indices, part in zip(batch, probabilities, strict=True):
             votes[:, torch.from_numpy(indices).to(votes.device)] += part
+    left_out, stand_ins = (
+        torch.from_numpy(indices).to(votes.device)
+        for indices in (passes.left_out, passes.stand_ins)
+    )
+    votes[:, left_out] = votes[:, stand_ins]
     return votes
 
 
-def _views(coord: np.ndarray, testing: FullResolutionTesting) -> Iterator[np.ndarray]:
+def _views(
+    coord: np.ndarray, passes: Passes, testing: FullResolutionTesting
+) -> Iterator[np.ndarray]:
     """Indices of the points that go through the network together, of equal numbers."""
-    for points in passes(coord, testing.voxel_size):
+    for points in passes:
         for crop in crops(coord[points], testing.max_points or len(points)):
             yield points[crop]

@@ -1,8 +1,10 @@
-"""Farthest-point sampling and nearest neighbours in plain PyTorch, on any device.
+"""Farthest-point sampling and nearest neighbours, with the same indices on every device.
 
 Both compute squared distances as ((x - x')² + (y - y')²) + (z - z')² in float32, one rounding after
-another, so that every device finds the same indices. Among equal distances the lowest index comes
-first.
+another. Among equal distances the lowest index comes first.
+
+On a GPU, ``kernels`` does either in a few launches, where Triton is there. Everywhere else, plain
+PyTorch does.
 
 On a CPU, where Open3D is installed and the clouds are large, its k-d tree proposes the neighbours,
 and what is returned is still decided by the distances above. Its farthest-point sampling returns
@@ -13,8 +15,12 @@ So neither of those is used.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from math import isqrt
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,15 +59,21 @@ def farthest_points(coord: Tensor, count: int) -> Tensor:
         ValueError: a cloud has fewer than ``count`` points, or a coordinate is not finite.
     """
     _check_coordinates(coord, "coord")
-    clouds, points, _ = coord.shape
+    points = coord.shape[1]
     if not 1 <= count <= points:
         raise ValueError(f"{count} points were asked for of clouds that have {points}.")
+    kernels = _kernels(coord.device)
+    return (kernels.farthest_points if kernels else _farthest_by_loop)(coord.float(), count)
+
+
+def _farthest_by_loop(coord: Tensor, count: int) -> Tensor:
+    clouds, points, _ = coord.shape
     # The largest of many is found quickly, its place is not: so it is looked for in the first of
     # the segments that have it. Whole vectors of a CPU's instructions make a segment.
     length = -(-isqrt(points) // 32) * 32
     segments = -(-points // length)
     padding = segments * length - points
-    x, y, z = F.pad(coord.float().permute(2, 0, 1), (0, padding)).contiguous()
+    x, y, z = F.pad(coord.permute(2, 0, 1), (0, padding)).contiguous()
     # A selected point, and what pads the last segment, has a distance below all others.
     distance = torch.full_like(x, torch.inf)
     distance[:, points:] = -1
@@ -85,13 +97,17 @@ def farthest_points(coord: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_points(query: Tensor, coord: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def nearest_points(
+    query: Tensor, coord: Tensor, count: int, checked: bool = False
+) -> tuple[Tensor, Tensor]:
     """Finds for every query the nearest points of its cloud.
 
     Args:
         query: (clouds, queries, 3), metres.
         coord: (clouds, points, 3), metres.
         count: how many neighbours.
+        checked: the coordinates are known to be finite. To look takes some launches, and waits for
+            a GPU.
 
     Returns:
         Indices into ``coord``, int64, and squared distances, float32, both (clouds, queries,
@@ -100,24 +116,28 @@ def nearest_points(query: Tensor, coord: Tensor, count: int) -> tuple[Tensor, Te
     Raises:
         ValueError: a cloud has fewer than ``count`` points, or a coordinate is not finite.
     """
-    _check_coordinates(query, "query")
-    _check_coordinates(coord, "coord")
+    if not checked:
+        _check_coordinates(query, "query")
+        _check_coordinates(coord, "coord")
     points = coord.shape[1]
     if not 1 <= count <= points:
         raise ValueError(f"{count} neighbours were asked for in clouds that have {points} points.")
     query, coord = query.float(), coord.float()
+    if kernels := _kernels(coord.device):
+        return kernels.nearest_points(query, coord, count)
     large = query.shape[1] * points >= TREE_PAIRS and points > count + MORE
     if large and query.device.type == "cpu" and (open3d := _open3d()):
         clouds = zip(query, coord, strict=True)
         keys = torch.stack([_keys_from_tree(open3d, q, c, count) for q, c in clouds])
     else:
         keys = _keys_of_all_pairs(query, coord, count)
-    return keys & 0xFFFFFFFF, (keys >> 32).int().view(torch.float32)
+    return _of_keys(keys)
 
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:
     """Returns ``values`` (clouds, points, channels) at ``index`` (clouds, ...): (..., channels)."""
-    offset = torch.arange(len(values), device=index.device) * values.shape[1]
+    clouds, points, _ = values.shape
+    offset = torch.arange(0, clouds * points, points, device=index.device)
     rows = index + offset.view(-1, *[1] * (index.ndim - 1))
     return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
@@ -145,6 +165,11 @@ def _keys(query: Tensor, coord: Tensor, index: Tensor) -> Tensor:
     for term in terms:
         distance = distance.add_(term)
     return distance.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(index)
+
+
+def _of_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and distances."""
+    return keys & 0xFFFFFFFF, (keys >> 32).int().view(torch.float32)
 
 
 def _keys_of_all_pairs(query: Tensor, coord: Tensor, count: int) -> Tensor:
@@ -185,3 +210,48 @@ def _keys_from_tree(open3d: Any, query: Tensor, coord: Tensor, count: int) -> Te
     if unsure.any():
         keys[unsure] = _keys_of_all_pairs(query[unsure][None], coord[None], count)[0]
     return keys
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Returns ``kernels`` where they serve on ``device``, else None, which is said once."""
+    return _kernels_of(device) if device.type == "cuda" else None
+
+
+@cache
+def _kernels_of(device: torch.device) -> ModuleType | None:
+    """The kernels, once they have given the loop's bits on ``device``.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory left to try them; nothing is concluded.
+    """
+    if find_spec("triton") is None:
+        return _do_without("Triton is not installed")
+    try:
+        kernels = import_module(".kernels", __package__)
+        if _give_the_same_bits(kernels, device):
+            return kernels
+        return _do_without(f"on {device} they give other bits")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Triton's compilers raise whatever they please
+        return _do_without(f"on {device}: {type(error).__name__}: {error}")
+
+
+def _do_without(reason: str) -> None:
+    warnings.warn(
+        f"Triton's kernels for sampling and search do not serve ({reason}): PyTorch's operations "
+        "take their place, with the same results in more time. GroupPoints at the end of the "
+        "pipeline samples in the data set's workers instead (docs/pointcloud.md).",
+        stacklevel=2,
+    )
+
+
+def _give_the_same_bits(kernels: ModuleType, device: torch.device) -> bool:
+    """Whether ``kernels`` find on ``device`` what a CPU finds, in a cloud where distances tie."""
+    coord = torch.arange(2 * 1100 * 3, dtype=torch.float32).sin().view(2, 1100, 3)
+    coord[:, 1000:] = coord[:, :100]
+    query = coord[:, ::50]
+    there, asked = coord.to(device), query.to(device)
+    expected = [_farthest_by_loop(coord, 64), *_of_keys(_keys_of_all_pairs(query, coord, 5))]
+    found = [kernels.farthest_points(there, 64), *kernels.nearest_points(asked, there, 5)]
+    return all(torch.equal(a, b.cpu()) for a, b in zip(expected, found, strict=True))

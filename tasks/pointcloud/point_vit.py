@@ -6,6 +6,7 @@ https://arxiv.org/abs/2208.12259; with its defaults, ``PointViT`` is the Pix4Poi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,10 @@ from torch import Tensor, nn
 import dr2net
 
 from .checkpointing import run_cloud_by_cloud
-from .neighbours import farthest_points, gather_points, nearest_points
+from .grouping import REDUCTION, STAGES, group_points
+from .neighbours import gather_points
 
 __all__ = ["PointViT"]
-
-# Each of the two stages of the embedding keeps a quarter of the points.
-STAGES = 2
-REDUCTION = 4
 
 
 class PositionedBlocks(nn.ModuleList):
@@ -104,7 +102,7 @@ class PointViT(BaseModule):
 
     Raises:
         ValueError: on a call, for clouds with too few points, other channels than ``in_channels``,
-            or coordinates that are not finite.
+            coordinates that are not finite, or groups of another size.
     """
 
     def __init__(
@@ -150,20 +148,21 @@ class PointViT(BaseModule):
             nn.init.trunc_normal_(token, std=0.02)
 
     def forward(
-        self, coord: Tensor, feat: Tensor
+        self, coord: Tensor, feat: Tensor, groups: Mapping[str, Tensor] | None = None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Returns what a decoder starts from.
 
         Args:
             coord: (clouds, points, 3), metres.
             feat: (clouds, points, in_channels).
+            groups: what ``group_points`` finds of ``coord``, where that is known already.
 
         Returns:
             Coordinates (clouds, n, 3) and features (clouds, n, channels) of the points, of the
             first stage of the embedding and of the tokens; and the class token, (clouds, 1,
             embed_dims). The features of the points are their coordinates and ``feat``.
         """
-        coords, features = self.embed(coord, feat)
+        coords, features = self.embed(coord, feat, groups)
         tokens = features[-1]
         heads = [token.expand(len(tokens), -1, -1) for token in (self.cls_token, self.cls_pos)]
         x = torch.cat([heads[0], tokens], dim=1)
@@ -172,8 +171,13 @@ class PointViT(BaseModule):
         points = torch.cat([coord, feat], dim=2)
         return coords, (points, *features[1:-1], x[:, 1:]), x[:, :1]
 
-    def embed(self, coord: Tensor, feat: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Returns coordinates and features of the points and of both stages of the embedding."""
+    def embed(
+        self, coord: Tensor, feat: Tensor, groups: Mapping[str, Tensor] | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Returns coordinates and features of the points and of both stages of the embedding.
+
+        The arguments are those of ``forward``.
+        """
         points = coord.shape[1]
         fewest = self.group_size * REDUCTION ** (STAGES - 1)
         if points < fewest:
@@ -188,15 +192,19 @@ class PointViT(BaseModule):
                 f"features of shape {(*coord.shape[:2], self.in_channels)}, got "
                 f"{tuple(feat.shape)}."
             )
-        # The sample of a sample is its beginning, so that one sampling does for both stages.
-        sample = farthest_points(coord, points // REDUCTION)
+        if groups is None:
+            groups = group_points(coord, self.group_size)
         coords, features = (coord,), (feat,)
-        for stage in self.patch_embed:
-            count = coords[-1].shape[1] // REDUCTION
-            first = torch.arange(count, device=coord.device).expand(len(coord), -1)
-            centres = sample[:, :count] if len(coords) == 1 else first
+        for number, stage in enumerate(self.patch_embed, start=1):
+            centres, neighbours = groups[f"centres_{number}"], groups[f"neighbours_{number}"]
+            expected = (len(coord), coords[-1].shape[1] // REDUCTION, self.group_size)
+            if neighbours.shape != expected or centres.shape != expected[:2]:
+                raise ValueError(
+                    f"{type(self).__name__} with groups of {self.group_size} takes neighbours of "
+                    f"shape {expected} in stage {number}, got {tuple(neighbours.shape)}: give "
+                    "GroupPoints the group_size of the backbone, and put it last in the pipeline."
+                )
             centre = gather_points(coords[-1], centres)
-            neighbours, _ = nearest_points(centre, coords[-1], self.group_size)
             inputs = (coords[-1], features[-1], centres, neighbours)
             if self.checkpoint_embedding and torch.is_grad_enabled():
                 embedded = run_cloud_by_cloud(stage, *inputs)

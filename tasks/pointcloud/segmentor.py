@@ -21,7 +21,8 @@ class PointCloudSegmentor(BaseModel):
     """Backbone and head under cross-entropy.
 
     Args:
-        backbone: config of a backbone, called with coordinates and features.
+        backbone: config of a backbone, called with coordinates and features, and with what else
+            the inputs have as ``groups``.
         decode_head: config of a head, called with what the backbone returns.
         label_smoothing: share of the target that is spread over all classes.
         class_weight: one weight for each class.
@@ -58,7 +59,8 @@ class PointCloudSegmentor(BaseModel):
         """Runs the model.
 
         Args:
-            inputs: ``coord`` (clouds, points, 3) and ``feat`` (clouds, points, channels).
+            inputs: ``coord`` (clouds, points, 3) and ``feat`` (clouds, points, channels); and what
+                ``GroupPoints`` has found, where it is in the pipeline.
             data_samples: of each cloud; in the mode "loss" with ``gt_segment``.
             mode: as in mmengine.
 
@@ -67,7 +69,9 @@ class PointCloudSegmentor(BaseModel):
             label is not ``IGNORE``. "predict": the data samples with ``pred_segment`` and
             ``pred_logits``.
         """
-        logits = self.decode_head(*self.backbone(inputs["coord"], inputs["feat"]))
+        groups = {name: value for name, value in inputs.items() if name not in ("coord", "feat")}
+        given = {"groups": groups} if groups else {}
+        logits = self.decode_head(*self.backbone(inputs["coord"], inputs["feat"], **given))
         if mode == "tensor":
             return logits
         if data_samples is None or mode not in ("loss", "predict"):

@@ -1,6 +1,17 @@
 """Voxels: one point of each for training, every point of each over several passes for testing."""
 
+from collections.abc import Iterator
+
 import numpy as np
+import torch
+
+from .neighbours import nearest_points
+
+# A voxel is crowded that has more points than this, and than so many times the points that one
+# voxel of a hundred has or exceeds. The fullest voxels of rooms have up to 3.2 times those, by the
+# rooms that tools/furnished_rooms.py makes and a real one (ScanNet), in voxels of 0.02 to 0.5 m.
+FEW = 32
+CROWDED = 5
 
 
 def voxel_keys(coord: np.ndarray, voxel_size: float) -> np.ndarray:
@@ -28,27 +39,71 @@ def voxel_keys(coord: np.ndarray, voxel_size: float) -> np.ndarray:
     return (x * int(counts[1]) + y) * int(counts[2]) + z
 
 
-def random_points(coord: np.ndarray, voxel_size: float) -> np.ndarray:
-    """Draw one point of each voxel from numpy's global random state; indices, int64 (V,)."""
-    order = np.random.permutation(len(coord))  # noqa: NPY002 - seeded by the sampler
-    # The first of each voxel in a random order of all.
-    _, first = np.unique(voxel_keys(coord, voxel_size)[order], return_index=True)
-    return order[first]
+def voxel_numbers(coord: np.ndarray, voxel_size: float) -> np.ndarray:
+    """Number the voxels that have points from 0 on, in the order of their keys: int32 (N,)."""
+    return np.unique(voxel_keys(coord, voxel_size), return_inverse=True)[1].astype(np.int32)
 
 
-def passes(coord: np.ndarray, voxel_size: float) -> np.ndarray:
-    """Divide a cloud into passes that take one point of every voxel each, and all points together.
+def random_points(numbers: np.ndarray) -> np.ndarray:
+    """Draw one point of each voxel from numpy's global random state; indices, int64 (V,).
+
+    Args:
+        numbers: Of the points' voxels, as ``voxel_numbers`` gives them.
+    """
+    order = np.random.permutation(len(numbers))  # noqa: NPY002 - seeded by the sampler
+    # The first of each voxel in a random order of all, which is written last.
+    drawn = np.empty(numbers.max() + 1, np.int64)
+    drawn[numbers[order[::-1]]] = order[::-1]
+    return drawn
+
+
+class Passes:
+    """Divides a cloud into passes of one point of every voxel each, together of every point.
 
     There are as many passes as the fullest voxel has points; the points of the others come again.
 
-    Returns:
-        Indices of points, int64 (passes, V), those of each pass in the order of the cloud.
+    A crowded voxel, such as the origin where a scanner puts what it has missed, asks for no more
+    passes than the others do. What is left of its points is in none: ``left_out`` are their indices
+    and ``stand_ins`` those of the nearest point of the voxel that is in one, both int64 (M,).
+
+    Iterating gives the indices of the points of one pass after the other, int64 (V,), in the order
+    of the cloud.
+
+    Args:
+        coord: Float (N, 3), metres.
+        voxel_size: The edge of a voxel, metres.
+
+    Attributes:
+        limit: The most points of a voxel that is not crowded.
     """
-    keys = voxel_keys(coord, voxel_size)
-    order = np.argsort(keys, kind="stable")
-    _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
-    turns = np.arange(counts.max())[:, None]
-    return np.sort(order[starts + turns % counts], axis=1)
+
+    def __init__(self, coord: np.ndarray, voxel_size: float) -> None:
+        keys = voxel_keys(coord, voxel_size)
+        self._order = np.argsort(keys, kind="stable")
+        _, self._starts, self._counts = np.unique(
+            keys[self._order], return_index=True, return_counts=True
+        )
+        self.limit = max(FEW, int(CROWDED * np.percentile(self._counts, 99)))
+        self._number = int(self._counts[self._counts <= self.limit].max())
+        self.left_out, self.stand_ins = self._replace_points(coord)
+
+    def _replace_points(self, coord: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        left_out, stand_ins = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for voxel in np.flatnonzero(self._counts > self.limit):
+            points = self._order[self._starts[voxel] :][: self._counts[voxel]]
+            taken, left = points[: self._number], points[self._number :]
+            near, far = (torch.from_numpy(coord[some])[None] for some in (taken, left))
+            nearest, _ = nearest_points(far, near, 1)
+            left_out.append(left)
+            stand_ins.append(taken[nearest.flatten().numpy()])
+        return np.concatenate(left_out), np.concatenate(stand_ins)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for turn in range(self._number):
+            yield np.sort(self._order[self._starts + turn % self._counts])
 
 
 def crops(coord: np.ndarray, max_points: int) -> list[np.ndarray]:

@@ -124,6 +124,30 @@ def test_votes_are_the_sum_of_probabilities_over_passes():
     assert torch.allclose(votes, probabilities * times, atol=1e-4)
 
 
+def test_a_crowded_voxel_multiplies_nothing_and_every_point_is_predicted(monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "tasks.pointcloud.full_resolution.print_log", lambda text, **_: said.append(text)
+    )
+    room, calls = make_room(), []
+    count = len(room["coord"])
+    crowd = {key: np.zeros((2000, *values.shape[1:]), np.float32) for key, values in room.items()}
+    crowd["color"][:] = np.random.default_rng(1).integers(0, 256, 3)
+    both = {key: np.concatenate([crowd[key], values]) for key, values in room.items()}
+    for some in (room, both):
+        model = build(voxel_size=0.5, max_points=None)
+        with torch.no_grad():
+            (sample,) = model.test_step(as_batch(some))
+        calls.append(len(model.backbone.sizes))
+        # The stand-in for a network sees single points.
+        assert torch.equal(sample.pred_segment, direct(model, some).argmax(dim=0))
+    assert sample.pred_segment.shape == (2000 + count,)
+    assert calls[0] == calls[1] < 100
+    (message,) = said
+    assert message.startswith(f"room 0: {2000 - calls[1]} points are not tested themselves")
+    assert "in voxels of 0.5 m with more than" in message
+
+
 def test_passes_larger_than_the_network_takes_are_divided():
     model, room = build(voxel_size=0.2, max_points=400), make_room()
     with torch.no_grad():

@@ -1,26 +1,11 @@
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-# Without its package, which needs mmengine: a machine with a GPU may have torch alone.
-SOURCE = spec_from_file_location(
-    "tasks.pointcloud.neighbours", Path(__file__).parents[3] / "tasks/pointcloud/neighbours.py"
-)
-neighbours = module_from_spec(SOURCE)
-SOURCE.loader.exec_module(neighbours)
+from tests.pointcloud_alone import CLOUDS, neighbours
+
 farthest_points, nearest_points = neighbours.farthest_points, neighbours.nearest_points
 gather_points = neighbours.gather_points
-
-# A room in metres, a grid where most distances tie, and points at few places.
-CLOUDS = {
-    "room": lambda points: torch.rand(2, points, 3) * torch.tensor([8.0, 6.0, 3.0]),
-    "grid": lambda points: torch.randint(0, 8, (2, points, 3)) / 4,
-    "places": lambda points: torch.randint(0, 2, (2, points, 3)).float(),
-    "one place": lambda points: torch.ones(2, points, 3),
-}
 EVERY_CLOUD = pytest.mark.parametrize("cloud", list(CLOUDS))
 
 
@@ -151,8 +136,13 @@ def test_coordinates_of_other_precision_are_taken(dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("triton", [True, False], ids=["kernels", "loop"])
 @EVERY_CLOUD
-def test_a_gpu_finds_what_a_cpu_finds(cloud):
+def test_a_gpu_finds_what_a_cpu_finds(cloud, triton, monkeypatch):
+    if not triton:
+        monkeypatch.setattr(neighbours, "_kernels", lambda _: None)
+    elif neighbours.find_spec("triton"):
+        assert neighbours._kernels(torch.device("cuda")) is not None
     coord = CLOUDS[cloud](1000)
     assert torch.equal(farthest_points(coord.cuda(), 250).cpu(), farthest_points(coord, 250))
     found = nearest_points(coord.cuda(), coord.cuda(), 32)

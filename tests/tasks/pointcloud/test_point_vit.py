@@ -13,7 +13,7 @@ from torch import nn
 
 import dr2net
 from dr2net.diagnostics import bytes_kept
-from tasks.pointcloud import PointViT, point_vit
+from tasks.pointcloud import PointViT, grouping, point_vit
 from tests.toy import assert_same_bits, gradients
 
 PAIRS = pytest.mark.parametrize(("alpha", "beta"), [(1, 0.1), (0.5, 0.5), (0.3, 0.7), (0, 1)])
@@ -132,13 +132,38 @@ def test_the_position_is_added_before_every_block():
 def test_points_are_sampled_and_searched_outside_of_the_chain(monkeypatch):
     calls = []
     for name in ("farthest_points", "nearest_points"):
-        original = getattr(point_vit, name)
+        original = getattr(grouping, name)
         monkeypatch.setattr(
-            point_vit, name, lambda *args, f=original: calls.append(f.__name__) or f(*args)
+            grouping,
+            name,
+            lambda *args, f=original, **options: calls.append(f.__name__) or f(*args, **options),
         )
     _, features_of_stages, _ = converted(make(), 0.5, 0.5)(features())
     features_of_stages[-1].sum().backward()
     assert calls == ["farthest_points", "nearest_points", "nearest_points"]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_given_groups_are_taken_and_give_the_same_bits(monkeypatch, checkpoint):
+    model = converted(make(checkpoint_embedding=checkpoint), 0.5, 0.5)
+    feat, coord = features(), model.coord
+    expected = gradients(model, feat)
+    groups = grouping.group_points(coord, SMALL["group_size"])
+    monkeypatch.delattr(point_vit, "group_points")
+    model.forward = lambda feat: model.backbone(coord, feat, groups)
+    assert_same_bits(gradients(model, feat), expected)
+
+
+def test_groups_of_another_size_are_refused():
+    model = make()
+    feat = features()
+    with pytest.raises(
+        ValueError, match=r"groups of 8 .* \(2, 32, 8\) in stage 1, got \(2, 32, 4\)"
+    ):
+        model.backbone(model.coord, feat, grouping.group_points(model.coord, 4))
+    groups = grouping.group_points(model.coord, 8)
+    with pytest.raises(ValueError, match=r"\(1, 32, 8\) in stage 1, got \(2, 32, 8\): give Group"):
+        model.backbone(model.coord[:1], feat[:1], groups)
 
 
 def test_blocks_bear_the_names_of_timm_s():

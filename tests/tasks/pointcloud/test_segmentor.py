@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, TRANSFORMS
 
 import dr2net
 from tasks.pointcloud import IGNORE, PointCloudSample
@@ -125,6 +125,16 @@ def test_clouds_of_different_sizes_are_one_batch_each():
         64,
         65,
     ]
+
+
+@pytest.mark.parametrize("options", [{}, DR2NET], ids=["conventional", "Dr²Net"])
+def test_groups_found_by_the_pipeline_change_no_bit(monkeypatch, options):
+    model, clouds = build(**options).eval(), [packed(), packed("Area_1_office_2")]
+    expected = logits_of(model, batch(*clouds))
+    group = TRANSFORMS.build({"type": "GroupPoints", "group_size": 8})
+    grouped = [group(cloud) for cloud in clouds]
+    monkeypatch.delattr("tasks.pointcloud.point_vit.group_points")  # the network finds none
+    assert torch.equal(logits_of(model, batch(*grouped)), expected)
 
 
 def test_wrong_number_of_class_weights_is_refused():

@@ -8,6 +8,7 @@ pytest.importorskip("mmengine")
 from mmengine.registry import TRANSFORMS
 
 import tasks.pointcloud  # noqa: F401
+from tasks.pointcloud.grouping import group_points
 from tasks.pointcloud.voxels import voxel_keys
 
 RANDOM = [
@@ -261,6 +262,26 @@ def test_packed_points_are_what_the_network_takes():
     assert sample.gt_segment.dtype == torch.int64
     assert np.array_equal(sample.gt_segment.numpy(), room["segment"])
     assert (sample.name, sample.area, sample.path) == (room["name"], 1, room["path"])
+
+
+def test_groups_are_those_of_the_points_that_the_network_gets():
+    room = apply({"type": "AddHeight"}, make_room(300))
+    packed = apply({"type": "PackPoints"}, apply({"type": "ScalePoints"}, room))
+    found = apply({"type": "GroupPoints", "group_size": 8}, packed)
+    assert found["data_samples"] is packed["data_samples"]
+    inputs = found["inputs"]
+    expected = group_points(inputs["coord"][None], 8)
+    assert inputs.keys() == {"coord", "feat", *expected}
+    shapes = {name: tuple(values.shape) for name, values in inputs.items() if name in expected}
+    assert shapes == {
+        "centres_1": (75,), "neighbours_1": (75, 8), "centres_2": (18,), "neighbours_2": (18, 8)
+    }  # fmt: skip
+    assert all(torch.equal(inputs[name], values[0]) for name, values in expected.items())
+
+
+def test_groups_of_a_room_that_is_not_packed_are_an_error():
+    with pytest.raises(ValueError, match="put it after PackPoints"):
+        apply({"type": "GroupPoints"}, make_room())
 
 
 def test_packing_without_height_says_what_is_missing():
