@@ -198,7 +198,7 @@ class PointViT(BaseModule):
         for number, stage in enumerate(self.patch_embed, start=1):
             centres, neighbours = groups[f"centres_{number}"], groups[f"neighbours_{number}"]
             expected = (len(coord), coords[-1].shape[1] // REDUCTION, self.group_size)
-            if neighbours.shape != expected or centres.shape != expected[:2]:
+            if neighbours.shape != expected:
                 raise ValueError(
                     f"{type(self).__name__} with groups of {self.group_size} takes neighbours of "
                     f"shape {expected} in stage {number}, got {tuple(neighbours.shape)}: give "

@@ -83,7 +83,9 @@ class Passes:
         _, self._starts, self._counts = np.unique(
             keys[self._order], return_index=True, return_counts=True
         )
-        self.limit = max(FEW, int(CROWDED * np.percentile(self._counts, 99)))
+        # Of fewer than a hundred voxels, the fullest does not decide what is crowded.
+        many = int(np.percentile(self._counts, 99, method="lower"))
+        self.limit = max(FEW, CROWDED * many)
         self._number = int(self._counts[self._counts <= self.limit].max())
         self.left_out, self.stand_ins = self._replace_points(coord)
 

@@ -156,6 +156,14 @@ def test_points_that_are_in_no_pass_have_the_nearest_one_of_their_voxel_that_is(
         assert np.square(coord[stand_in] - coord[point]).sum() == distances.min()
 
 
+@pytest.mark.parametrize(("points", "left_out"), [(32, 0), (33, 32)])
+def test_a_voxel_of_few_points_is_not_crowded(points, left_out):
+    coord = np.concatenate([cloud(50), np.full((points, 3), 6, np.float32)])
+    found = Passes(coord, 1e-4)  # in which all others are alone
+    assert len(found.left_out) == left_out
+    assert len(found) == points - left_out
+
+
 def test_passes_take_the_memory_of_one():
     coord = np.concatenate([cloud(200_000), np.zeros((2000, 3), np.float32)])
     found = Passes(coord, 0.05)
