@@ -243,19 +243,17 @@ def _place(locations_at, sample, asked, height, width, rows):
     """The samples' north-western pixels, how far they are beyond these, which pixels there are."""
     x, east = _coordinate(locations_at + 2 * sample, asked, width)
     y, south = _coordinate(locations_at + 2 * sample + 1, asked, height)
-    north_there = asked & (y >= 0) & (y < rows)
-    south_there = asked & (y + 1 >= 0) & (y + 1 < rows)
-    west_there = (x >= 0) & (x < width)
-    east_there = (x + 1 >= 0) & (x + 1 < width)
-    nw, ne = north_there & west_there, north_there & east_there
-    sw, se = south_there & west_there, south_there & east_there
+    in_north, in_south = (y >= 0) & (y < rows), (y + 1 >= 0) & (y + 1 < rows)
+    in_west, in_east = (x >= 0) & (x < width), (x + 1 >= 0) & (x + 1 < width)
+    nw, ne, sw, se = in_north & in_west, in_north & in_east, in_south & in_west, in_south & in_east
     return y, x, south, east, nw, ne, sw, se
 
 
 @triton.jit
 def _coordinate(at, asked, size):
     size = size.to(tl.float32)
-    coordinate = tl.load(at, mask=asked, other=0.0).to(tl.float32) * size - 0.5
+    # Where nothing is asked for, outside.
+    coordinate = tl.load(at, mask=asked, other=-1.0).to(tl.float32) * size - 0.5
     before = tl.floor(coordinate)
     # Only what is near becomes an integer: NaN, infinities and large numbers have none.
     near = (before >= -1) & (before < size)
