@@ -1,4 +1,4 @@
-"""mmcv's compiled operators in PyTorch and torchvision, for an mmcv that lacks them.
+"""mmcv's compiled operators in PyTorch, torchvision and Triton, for an mmcv that lacks them.
 
 Deformable attention (Zhu et al., https://arxiv.org/abs/2010.04159), sigmoid focal loss (Lin et al.,
 https://arxiv.org/abs/1708.02002), NMS and RoIAlign (He et al., https://arxiv.org/abs/1703.06870)
@@ -9,75 +9,24 @@ forward computed anew: as in mmcv, only an operator's inputs are kept for backwa
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torchvision.ops
-from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+from mmcv.ops import multi_scale_deform_attn
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 from mmengine.logging import print_log
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from dr2net.openmmlab import compatibility
 
+from .deformable_attention import attend, ms_deform_attn_backward, ms_deform_attn_forward
+from .recompute import gradients
+
 __all__ = ["OPERATORS", "install"]
 
-
-def ms_deform_attn_forward(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    im2col_step: int,
-) -> Tensor:
-    """Multi-scale deformable attention by ``grid_sample``.
-
-    Args:
-        value: (batch, keys, heads, channels), the levels one after another.
-        spatial_shapes: (levels, 2), height and width.
-        level_start_index: not needed, ``spatial_shapes`` says it.
-        sampling_locations: (batch, queries, heads, levels, points, 2), x and y from 0 to 1.
-        attention_weights: (batch, queries, heads, levels, points).
-        im2col_step: not needed, the batch is computed at once.
-
-    Returns:
-        (batch, queries, heads * channels), of the dtype of ``value``.
-    """
-    # As the compiled operator, which does not see autocast; one transfer for all sizes.
-    with torch.autocast(value.device.type, enabled=False):
-        return multi_scale_deformable_attn_pytorch(
-            value, spatial_shapes.tolist(), sampling_locations, attention_weights
-        )
-
-
-def ms_deform_attn_backward(
-    value: Tensor,
-    spatial_shapes: Tensor,
-    level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    grad_output: Tensor,
-    grad_value: Tensor,
-    grad_sampling_locations: Tensor,
-    grad_attention_weights: Tensor,
-    im2col_step: int,
-) -> None:
-    """Writes the gradients of ``ms_deform_attn_forward``'s tensors into the ``grad_`` tensors."""
-
-    def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return ms_deform_attn_forward(
-            value, spatial_shapes, level_start_index, locations, weights, im2col_step
-        )
-
-    inputs = (value, sampling_locations, attention_weights)
-    gradients = _gradients(attend, inputs, grad_output)
-    for target, gradient in zip(
-        (grad_value, grad_sampling_locations, grad_attention_weights), gradients, strict=True
-    ):
-        target.copy_(gradient)
+LOSSES = 2**22  # computed at once: 16 MB of float32 for each step of the formula
 
 
 def sigmoid_focal_loss_forward(
@@ -91,26 +40,34 @@ def sigmoid_focal_loss_forward(
         weight: (classes,), by which a box of the class counts, or empty.
         gamma, alpha: of the paper's equation 5.
     """
-    output.copy_(_focal_loss(logits, target, weight, gamma, alpha))
+    for boxes in _parts(logits):
+        output[boxes] = _focal_loss(logits[boxes], target[boxes], weight, gamma, alpha)
 
 
 def sigmoid_focal_loss_backward(
     logits: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
     """Writes the derivative of every element's loss by its logit into ``grad_input``."""
+    for boxes in _parts(logits):
+        part, of_part = logits[boxes], target[boxes]
+        loss = functools.partial(
+            _focal_loss, target=of_part, weight=weight, gamma=gamma, alpha=alpha
+        )
+        (grad_input[boxes],) = gradients(loss, (part,), torch.ones_like(part))
 
-    def loss(logits: Tensor) -> Tensor:
-        return _focal_loss(logits, target, weight, gamma, alpha)
 
-    (gradient,) = _gradients(loss, (logits,), torch.ones_like(logits))
-    grad_input.copy_(gradient)
+def _parts(logits: Tensor) -> Iterator[slice]:
+    """Boxes at a time, so that what is computed on the way stays small beside the logits."""
+    # Whole vectors of a CPU's instructions, which round otherwise than what is left over.
+    step = 64 * max(1, LOSSES // max(64 * logits.size(1), 1))
+    for start in range(0, len(logits), step):
+        yield slice(start, start + step)
 
 
 def _focal_loss(
     logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Tensor:
-    classes = logits.size(1)
-    of_class = one_hot(target, classes + 1)[:, :classes]
+    of_class = target[:, None] == torch.arange(logits.size(1), device=target.device)
     with torch.autocast(logits.device.type, enabled=False):
         loss = py_sigmoid_focal_loss(logits, of_class, gamma=gamma, alpha=alpha, reduction="none")
     return loss * weight[target, None] if weight.numel() else loss
@@ -188,17 +145,8 @@ def roi_align_backward(
         return output
 
     # Linear in the features, so that their values, which mmcv has not kept, make no difference.
-    (gradient,) = _gradients(align, (torch.zeros_like(grad_features),), grad_output)
+    (gradient,) = gradients(align, (torch.zeros_like(grad_features),), grad_output)
     grad_features.copy_(gradient)
-
-
-def _gradients(
-    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], grad_output: Tensor
-) -> tuple[Tensor, ...]:
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    with torch.enable_grad():
-        output = function(*leaves)
-    return torch.autograd.grad(output, leaves, grad_output)
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -218,11 +166,17 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 def install() -> bool:
     """Put ``OPERATORS`` in the place of missing ones; returns whether they were missing.
 
+    So is mmcv's own PyTorch for deformable attention, which it calls on a CPU and for bfloat16, and
+    which keeps all samples of all levels for backward.
+
     The first call of one of them says so in the log: that of the run, which begins after this.
     """
-    return compatibility.provide_operators(
+    missing = compatibility.provide_operators(
         {name: _announcing(operator) for name, operator in OPERATORS.items()}
     )
+    if missing:
+        multi_scale_deform_attn.multi_scale_deformable_attn_pytorch = _announcing(attend)
+    return missing
 
 
 def _announcing(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,7 +191,7 @@ def _announcing(operator: Callable[..., Any]) -> Callable[..., Any]:
 @functools.cache
 def _announce() -> None:
     print_log(
-        "this mmcv has no compiled operators; PyTorch and torchvision take the place of "
+        "this mmcv has no compiled operators; PyTorch, torchvision and Triton take the place of "
         + ", ".join(OPERATORS),
         logger="current",
     )

@@ -12,6 +12,8 @@ from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 import dr2net
 from dr2net.diagnostics import bytes_kept
 from dr2net.openmmlab.checkpoint import UnmatchedCheckpointError
+from tasks.detection.deformable_attention import attend_by_grid_sample
+from tests.deformable_attention import formula
 from tests.detectors import SWIN, build, small_model, without_compiled
 from tests.toy import assert_same_bits
 
@@ -73,23 +75,32 @@ def test_checkpointed_blocks_give_the_conventional_gradients(network, photograph
 
 @without_compiled
 @pytest.mark.parametrize("coefficients", [(1.0, 0.0), (0.5, 0.5)])
-def test_dino_s_gradients_are_the_same_by_the_operator_that_a_gpu_calls(
+def test_dino_s_gradients_are_the_same_if_every_sample_is_kept(
     coefficients, photographs, monkeypatch
 ):
     alpha, beta = coefficients
     _, converted = pair("dino4scale_swint_coco", alpha=alpha, beta=beta)
-    expected = training_step(converted, photographs)
+    found = training_step(converted, photographs)
     calls = []
 
-    def attend(value, shapes, locations, weights):
-        calls.append(shapes)
-        starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
-        function = multi_scale_deform_attn.MultiScaleDeformableAttnFunction
-        return function.apply(value, shapes, starts, locations, weights, 64)
+    def attend(*inputs):
+        calls.append(inputs)
+        return attend_by_grid_sample(*inputs)
 
     monkeypatch.setattr(multi_scale_deform_attn, "multi_scale_deformable_attn_pytorch", attend)
-    assert_same_bits(expected, training_step(converted, photographs))
+    assert_same_bits(training_step(converted, photographs), found)
     assert len(calls) == 4  # two layers of the encoder, two of the decoder
+
+
+@without_compiled
+def test_dino_s_losses_are_those_of_the_formula(photographs, monkeypatch):
+    conventional, _ = pair("dino4scale_swint_coco")
+    found = training_step(conventional, photographs)
+    monkeypatch.setattr(multi_scale_deform_attn, "multi_scale_deformable_attn_pytorch", formula)
+    expected = training_step(conventional, photographs)
+    for one, other in zip(found, expected, strict=True):
+        # Sums in another order, in float32.
+        assert one is other is None or (one - other).norm() <= 1e-4 * other.norm() + 1e-6
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -1,5 +1,5 @@
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -9,14 +9,13 @@ import tasks.detection  # noqa: F401  # isort: skip
 import torch
 import torchvision.ops
 from mmcv.ops import RoIAlign, batched_nms, nms, sigmoid_focal_loss, soft_nms
-from mmcv.ops.multi_scale_deform_attn import (
-    MultiScaleDeformableAttnFunction,
-    multi_scale_deformable_attn_pytorch,
-)
+from mmcv.ops import multi_scale_deform_attn as mmcv_attention
 from mmdet.models.losses.focal_loss import FocalLoss, py_sigmoid_focal_loss
 from torch.nn.functional import one_hot
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks.detection import operators
+from tasks.detection import deformable_attention, operators
+from tests.deformable_attention import formula, results
 from tests.detectors import with_compiled, without_compiled
 
 
@@ -25,20 +24,52 @@ def device(request):
     return request.param
 
 
-def attention_inputs(dtype=torch.float64, device="cpu"):
-    """Two images, two heads of four channels, three queries; locations beyond the image too."""
+def attention_inputs(dtype=torch.float64, device="cpu", queries=3):
+    """Two images, two heads of four channels; locations beyond the image too."""
     shapes = torch.tensor([[5, 7], [3, 4]], device=device)
     value = torch.randn(2, 5 * 7 + 3 * 4, 2, 4)
-    locations = torch.rand(2, 3, 2, 2, 4, 2) * 1.4 - 0.2
-    weights = torch.rand(2, 3, 2, 2, 4)
+    locations = torch.rand(2, queries, 2, 2, 4, 2) * 1.4 - 0.2
+    weights = torch.rand(2, queries, 2, 2, 4)
     tensors = (value, locations, weights)
     return shapes, *(tensor.to(device, dtype).requires_grad_() for tensor in tensors)
 
 
-def attend(shapes, value, locations, weights):
+def by_mmcv_s_function(value, shapes, locations, weights):
     """As mmcv's module does on a GPU."""
     starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
-    return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
+    function = mmcv_attention.MultiScaleDeformableAttnFunction
+    return function.apply(value, shapes, starts, locations, weights, 64)
+
+
+def on_a_cpu(*inputs):
+    """As mmcv's module does on a CPU, and on a GPU for bfloat16."""
+    return mmcv_attention.multi_scale_deformable_attn_pytorch(*inputs)
+
+
+@pytest.fixture(params=[by_mmcv_s_function, on_a_cpu])
+def attend(request):
+    return request.param
+
+
+@pytest.fixture
+def few_at_once(monkeypatch):
+    """Of 30 queries 11, as many samples of each level as there are keys."""
+    monkeypatch.setattr(deformable_attention, "QUERIES", 1)
+
+
+class Results(TorchDispatchMode):
+    """Notes the dtype and number of elements of every operation's results."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for one in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(one, torch.Tensor):
+                self.sizes.append((one.dtype, one.numel()))
+        return found
 
 
 def boxes_and_scores(count=200, device="cpu"):
@@ -63,48 +94,205 @@ def greedy_nms(boxes, scores, threshold, offset=0):
 
 
 @without_compiled
-def test_deformable_attention_has_the_value_and_gradients_of_mmcv_s_own_pytorch(device):
-    shapes, *inputs = attention_inputs(torch.float32, device)
-    reference = multi_scale_deformable_attn_pytorch(inputs[0], shapes, *inputs[1:])
-    found = attend(shapes, *inputs)
-    assert torch.equal(found, reference)
+@pytest.mark.parametrize("queries", [3, 30])
+@pytest.mark.usefixtures("few_at_once")
+def test_deformable_attention_is_its_formula_both_ways(attend, device, queries):
+    shapes, *inputs = attention_inputs(torch.float32, device, queries)
+    found = attend(inputs[0], shapes, *inputs[1:])
     direction = torch.randn_like(found)
-    expected = torch.autograd.grad(reference, inputs, direction)
-    # The very same operations; on a GPU grid_sample's gradient adds in no fixed order.
-    for one, other in zip(torch.autograd.grad(found, inputs, direction), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0 if device == "cpu" else 1e-5)
+    found = [found.detach(), *torch.autograd.grad(found, inputs, direction)]
+    for one, other in zip(found, results(inputs, shapes, direction), strict=True):
+        # Of float32, whose location counts by the level's size.
+        torch.testing.assert_close(one.double().cpu(), other, rtol=1e-5, atol=1e-5)
 
 
 @without_compiled
-def test_deformable_attention_has_the_derivatives_of_its_value():
-    shapes, *inputs = attention_inputs()
-    assert torch.autograd.gradcheck(lambda *tensors: attend(shapes, *tensors), inputs)
+@pytest.mark.usefixtures("few_at_once")
+def test_deformable_attention_has_the_derivatives_of_its_value(attend):
+    shapes, value, *others = attention_inputs(queries=13)
+    inputs = (value[:1, :, :1, :2], *(tensor[:1, :, :1] for tensor in others))
+    for function in (attend, deformable_attention.attend_by_grid_sample):
+        assert torch.autograd.gradcheck(lambda v, *rest, f=function: f(v, shapes, *rest), inputs)
 
 
 @without_compiled
-def test_deformable_attention_keeps_its_inputs_alone_for_backward():
+def test_how_many_queries_are_computed_at_once_makes_no_difference(monkeypatch):
+    shapes, value, *others = attention_inputs(torch.float32, queries=30)
+    whole = on_a_cpu(value, shapes, *others)
+    monkeypatch.setattr(deformable_attention, "QUERIES", 1)
+    assert torch.equal(on_a_cpu(value, shapes, *others), whole)
+
+
+@without_compiled
+def test_deformable_attention_is_the_same_with_and_without_gradients(attend):
+    shapes, value, *others = attention_inputs(torch.float32)
+    found = attend(value, shapes, *others)
+    plain = deformable_attention.attend_by_grid_sample(value, shapes, *others)
+    with torch.no_grad():
+        assert torch.equal(attend(value, shapes, *others), found)
+    assert torch.equal(plain, found)
+
+
+@without_compiled
+def test_deformable_attention_keeps_its_inputs_alone_for_backward(attend):
     shapes, *inputs = attention_inputs()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        attend(shapes, *inputs)
+        attend(inputs[0], shapes, *inputs[1:])
     assert sum(tensor.numel() for tensor in kept if tensor.is_floating_point()) == sum(
         tensor.numel() for tensor in inputs
     )
 
 
 @without_compiled
-def test_deformable_attention_under_autocast_is_differentiated_as_it_was_computed():
+@pytest.mark.usefixtures("few_at_once")
+def test_no_more_samples_are_there_at_once_than_keys(attend):
+    shapes = torch.tensor([[20, 20]] * 4)
+    value = torch.randn(1, 1600, 1, 16, requires_grad=True)
+    locations = torch.rand(1, 1600, 1, 4, 2, 2, requires_grad=True)
+    weights = torch.rand(1, 1600, 1, 4, 2, requires_grad=True)
+    with Results() as noted:
+        attend(value, shapes, locations, weights).sum().backward()
+    assert max(size for _, size in noted.sizes) == value.numel()
+
+
+@without_compiled
+def test_deformable_attention_under_autocast_is_differentiated_as_it_was_computed(attend):
     shapes, *inputs = attention_inputs(torch.float32)
     half = inputs[0].detach().half().requires_grad_()
     with torch.autocast("cpu", dtype=torch.float16):
-        found = attend(shapes, half, *inputs[1:])
+        found = attend(half, shapes, *inputs[1:])
     assert found.dtype == torch.float16
     gradients = torch.autograd.grad(found.float().square().sum(), [half, *inputs[1:]])
-    reference = multi_scale_deformable_attn_pytorch(inputs[0], shapes, *inputs[1:])
+    reference = formula(inputs[0], shapes, *inputs[1:])
     expected = torch.autograd.grad(reference.square().sum(), inputs)
     for one, other in zip(gradients, expected, strict=True):
         # fp16 has 11 significant bits.
         assert (one - other).norm() < 1e-2 * other.norm()
+
+
+@without_compiled
+def test_locations_stay_in_float32_beside_values_of_bfloat16(device):
+    """On a side of 200 pixels bfloat16 tells every other, or every fourth, half pixel only."""
+    shapes = torch.tensor([[200, 200]], device=device)
+    value = torch.rand(1, 200 * 200, 1, 1, device=device).bfloat16()
+    locations = torch.rand(1, 50, 1, 1, 1, 2, device=device)
+    weights = torch.ones(1, 50, 1, 1, 1, device=device)
+    found = on_a_cpu(value, shapes, locations, weights)
+    assert found.dtype == torch.bfloat16
+    expected = formula(value.float(), shapes, locations, weights)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=0)
+
+
+@without_compiled
+@pytest.mark.parametrize("shapes", [[[5, 7]], [[5, 7], [3, 5]]])
+def test_levels_of_other_shapes_than_the_value_s_are_refused(shapes):
+    _, *inputs = attention_inputs()
+    with pytest.raises(ValueError, match=r"\d+ pixels, but value has 47 keys: give the height"):
+        on_a_cpu(inputs[0], torch.tensor(shapes), *inputs[1:])
+
+
+# Where the kernels serve
+
+
+def fake_kernels(error=None, off_by=0.0):
+    """The reference in the kernels' place."""
+
+    def forward(*inputs):
+        if error:
+            raise error
+        return deformable_attention.attend_by_grid_sample(*inputs) + off_by
+
+    return SimpleNamespace(forward=forward, backward=deformable_attention._backward_by_grid_sample)
+
+
+@pytest.fixture
+def try_kernels(monkeypatch):
+    """Has such kernels tried on a CPU; returns what is served then, and what is said."""
+    said = []
+    monkeypatch.setattr(deformable_attention, "print_log", lambda text, **_: said.append(text))
+    dtypes = (torch.bfloat16, torch.float32, torch.float32)
+
+    def attempt(kernels):
+        monkeypatch.setattr(deformable_attention, "import_module", lambda *_: kernels)
+        found = deformable_attention._kernels_of(torch.device("cpu"), dtypes, 4, 3, False)
+        return found, said
+
+    deformable_attention._kernels_of.cache_clear()
+    deformable_attention._say.cache_clear()
+    yield attempt
+    deformable_attention._kernels_of.cache_clear()
+    deformable_attention._say.cache_clear()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_kernels_that_give_the_reference_s_results_serve(try_kernels, inference):
+    kernels, state = fake_kernels(), torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    with torch.inference_mode(inference):
+        assert try_kernels(kernels) == (kernels, [])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "reason"),
+    [
+        (fake_kernels(off_by=0.05), "they give other results"),
+        (fake_kernels(off_by=float("nan")), "they give other results"),
+        (fake_kernels(ValueError("no such target")), "ValueError: no such target"),
+    ],
+    ids=["wrong", "NaN", "not compiled"],
+)
+def test_kernels_that_do_not_serve_are_said_once(try_kernels, kernels, reason):
+    for _ in range(2):
+        served, said = try_kernels(kernels)
+        assert served is None
+        assert len(said) == 1
+        assert reason in said[0]
+
+
+def test_without_triton_kernels_do_not_serve(try_kernels, monkeypatch):
+    monkeypatch.setattr(deformable_attention, "find_spec", lambda _: None)
+    served, said = try_kernels(fake_kernels())
+    assert served is None
+    assert "Triton is not installed" in said[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_memory_that_runs_out_says_nothing_about_the_kernels(try_kernels, error):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        try_kernels(fake_kernels(error))
+    kernels = fake_kernels()
+    assert try_kernels(kernels) == (kernels, [])
+
+
+@without_compiled
+def test_what_serves_computes_both_ways(attend, monkeypatch):
+    shapes, *inputs = attention_inputs()
+    calls = []
+
+    def note(name, function):
+        return lambda *args: calls.append(name) or function(*args)
+
+    kernels = SimpleNamespace(
+        **{name: note(name, function) for name, function in vars(fake_kernels()).items()}
+    )
+    monkeypatch.setattr(deformable_attention, "_kernels_for", lambda *_: kernels)
+    attend(inputs[0], shapes, *inputs[1:]).sum().backward()
+    assert calls == ["forward", "backward"]
+
+
+@pytest.mark.gpu
+@without_compiled
+def test_on_a_gpu_the_kernels_serve():
+    _, *inputs = attention_inputs(torch.float32, "cuda")
+    assert deformable_attention._kernels_for(*inputs).__name__.endswith("deformable_attention")
 
 
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (1.5, 0.6)])
@@ -120,6 +308,27 @@ def test_focal_loss_is_mmdetection_s_own(gamma, alpha, device):
     one, other = (torch.autograd.grad(loss, logits, direction)[0] for loss in (found, reference))
     # Rounded once more: the direction is multiplied last.
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@without_compiled
+def test_focal_loss_is_the_same_of_a_few_boxes_at_a_time(monkeypatch):
+    logits, target = 4 * torch.randn(500, 6), torch.randint(7, (500,))
+    found = []
+    for losses in (2**22, 2 * 64 * 6, 1):
+        monkeypatch.setattr(operators, "LOSSES", losses)
+        leaf = logits.clone().requires_grad_()
+        loss = sigmoid_focal_loss(leaf, target, 2.0, 0.25, None, "none")
+        found.append([loss.detach(), *torch.autograd.grad(loss.sum(), leaf)])
+    assert all(torch.equal(a, b) for some in found[1:] for a, b in zip(found[0], some, strict=True))
+
+
+@without_compiled
+def test_focal_loss_makes_no_integer_of_every_box_and_class():
+    logits, target = torch.randn(50, 6, requires_grad=True), torch.randint(7, (50,))
+    with Results() as noted:
+        sigmoid_focal_loss(logits, target, 2.0, 0.25, None, "sum").backward()
+    assert max(size for dtype, size in noted.sizes if dtype == torch.int64) == 50
+    assert max(size for _, size in noted.sizes) == 50 * 6
 
 
 @without_compiled
@@ -244,7 +453,7 @@ def test_deformable_attention_is_as_the_compiled_one():
     shapes, *inputs = attention_inputs(torch.float32, "cuda")
     starts = shapes.prod(1).cumsum(0) - shapes.prod(1)
     value, locations, weights = inputs
-    compiled = attend(shapes, *inputs)
+    compiled = by_mmcv_s_function(value, shapes, locations, weights)
     gradients = torch.autograd.grad(compiled, inputs, torch.ones_like(compiled))
     arguments = (value, shapes, starts, locations, weights)
     with torch.no_grad():
@@ -283,5 +492,8 @@ def test_the_log_says_once_that_operators_are_replaced(monkeypatch):
 def test_compiled_operators_stay_where_they_are_there(monkeypatch):
     compiled = ModuleType("mmcv._ext")
     monkeypatch.setitem(sys.modules, "mmcv._ext", compiled)
+    own = object()
+    monkeypatch.setattr(mmcv_attention, "multi_scale_deformable_attn_pytorch", own)
     assert not operators.install()
+    assert mmcv_attention.multi_scale_deformable_attn_pytorch is own
     assert not any(hasattr(compiled, name) for name in operators.OPERATORS)

@@ -1,0 +1,1 @@
+"""Triton kernels of detection's operators; ``tasks.detection`` says where they serve."""
