@@ -62,9 +62,11 @@ class BoundedDINOHead(DINOHead):
         batch_img_metas: Sequence[dict],
         dn_meta: dict[str, Any],
     ) -> tuple:
-        """As ``DINOHead``'s, of the boxes that queries were made of."""
-        boxes = zip(batch_gt_instances, dn_meta["denoised"], strict=True)
-        return super().get_dn_targets([b[taken] for b, taken in boxes], batch_img_metas, dn_meta)
+        """As ``DINOHead``'s, of the boxes that queries were made of: all, of another generator."""
+        if "denoised" in dn_meta:
+            boxes = zip(batch_gt_instances, dn_meta["denoised"], strict=True)
+            batch_gt_instances = [b[taken] for b, taken in boxes]
+        return super().get_dn_targets(batch_gt_instances, batch_img_metas, dn_meta)
 
 
 @MODELS.register_module()

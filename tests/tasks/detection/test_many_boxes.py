@@ -103,6 +103,19 @@ def test_of_many_boxes_a_bounded_number_is_denoised_and_all_are_matched(monkeypa
     assert all(loss.isfinite().all() for loss in found.values())
 
 
+@pytest.mark.parametrize("counts", [(0, 50), (50, 0), (0, 0), (1, 1)])
+def test_images_without_boxes_train_beside_those_with_many(counts):
+    found = losses(dino(), batch(*counts))
+    sum(loss.sum() for loss in found.values()).backward()
+    assert all(loss.isfinite().all() for loss in found.values())
+
+
+def test_the_head_serves_mmdetection_s_own_dino():
+    detector = dino(type="DINO")
+    assert type(detector.bbox_head) is many_boxes.BoundedDINOHead
+    assert losses(detector, batch(50, 3))["dn_loss_cls"].isfinite()
+
+
 def test_targets_are_those_of_the_boxes_that_were_denoised():
     detector, samples = dino(), batch(50, 3)
     *_, meta = detector.dn_query_generator(samples)
