@@ -32,13 +32,13 @@ def choose_workspace() -> None:
     """
     if WORKSPACE not in os.environ and torch.cuda.is_initialized():
         raise RuntimeError(
-            f"--deterministic: CUDA has started in this process without {WORKSPACE}, which is read "
+            f"Deterministic algorithms: CUDA has started without {WORKSPACE}, which is read "
             f"but once. Start the process with {WORKSPACE}={ACCEPTED[0]}."
         )
     found = os.environ.setdefault(WORKSPACE, ACCEPTED[0])
     if found not in ACCEPTED:
         raise ValueError(
-            f"--deterministic: {WORKSPACE}={found}, with which cuBLAS is not deterministic. Set it "
+            f"Deterministic algorithms: {WORKSPACE}={found} leaves cuBLAS without. Set it "
             f"to {' or '.join(ACCEPTED)}, or leave it unset."
         )
 
@@ -93,5 +93,6 @@ def explain_refusals() -> Iterator[None]:
 def _last_outside_of_torch(stack: str) -> str:
     """The last function of a printed stack that is not PyTorch's, with its file and line."""
     calls = re.findall(r'File "(.+)", line (\d+), in (.+)', stack)
-    file, line, function = next(call for call in reversed(calls) if not call[0].startswith(TORCH))
+    own = [call for call in calls if not call[0].startswith(TORCH)] or calls
+    file, line, function = own[-1]
     return f"{function} ({file}, line {line})"

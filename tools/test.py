@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.runner import Runner
 
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
+from tools.deterministic import choose_workspace
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         if not isinstance(evaluators, list):
             evaluators = [evaluators]
         config.test_evaluator = [*evaluators, {"type": "DumpResults", "out_file_path": args.dump}]
+    if (config.get("randomness") or {}).get("deterministic"):  # as a training's own config says
+        choose_workspace()
     adapt_to_cpu(config)
     return Runner.from_cfg(config).test()
 

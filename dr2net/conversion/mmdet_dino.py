@@ -1,4 +1,4 @@
-"""mmdetection's DINO and Deformable DETR: their encoder, and the decoder of DINO.
+"""mmdetection's DINO and Deformable DETR: their encoder and their decoders.
 
 Zhu et al., "Deformable DETR", https://arxiv.org/abs/2010.04159; Zhang et al., "DINO",
 https://arxiv.org/abs/2203.03605. Their layers normalise behind the shortcut.
@@ -38,13 +38,24 @@ def mlp(layer: Any, x: Tensor) -> Tensor:
 
 @register_adapter(DeformableDetrTransformerEncoder)
 def split_encoder(encoder: Any) -> None:
-    """Splits each layer into attention and MLP; ``num_cp`` has to be left out."""
+    """Splits each layer into attention and MLP; ``num_cp`` has to be left out.
+
+    Encoders with a loop of their own, as Mask2Former's and Grounding DINO's, keep it: their layers
+    are a coupling each.
+    """
+    if encoder.num_cp > 0:
+        raise ValueError(
+            f"This {type(encoder).__name__} checkpoints {encoder.num_cp} of its layers, which a "
+            "chain computes again anyway: leave out num_cp."
+        )
+    if type(encoder).forward is not DeformableDetrTransformerEncoder.forward:
+        split_lists(encoder, "layers")
+        return
     for layer in encoder.layers:
         if type(layer) is not DeformableDetrTransformerEncoderLayer or type(layer.ffn) is not FFN:
             raise ValueError(
                 f"mmdetection's {type(encoder).__name__} with a {type(layer).__name__} has no "
-                "adapter: layers must be DeformableDetrTransformerEncoderLayer with mmcv's FFN, "
-                "and not checkpointed (num_cp)."
+                "adapter: layers must be DeformableDetrTransformerEncoderLayer with mmcv's FFN."
             )
     encoder.layers = OpenMMLabChain(encoder.layers, (attention, mlp))
     replace_methods(encoder, DeformableDetrTransformerEncoder, forward)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from .arithmetic import ExactArithmetic
+from .trial import kernels_that_serve
 
 __all__ = ["gives_reference_bits", "kernels_for"]
 
@@ -40,27 +40,13 @@ def kernels_for(
 def _kernels_of(
     device: torch.device, dtype: torch.dtype, output_dtype: torch.dtype
 ) -> ModuleType | None:
-    """The kernels, once they have given the reference's bits on ``device`` with such tensors.
-
-    Raises:
-        torch.OutOfMemoryError: the device has no memory left to try them; nothing is concluded.
-    """
-    if find_spec("triton") is None:
-        _say("Triton is not installed")
-        return None
-    try:
-        kernels = import_module(".fused", __name__)
-        good = gives_reference_bits(kernels, device, dtype, output_dtype)
-        reason = "they give other bits"
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # Triton's compilers raise whatever they please
-        good = False
-        reason = f"{type(error).__name__}: {error}"
-    if good:
-        return kernels
-    _say(f"on {device}: {reason}")
-    return None
+    """The kernels, once they have given the reference's bits on ``device`` with such tensors."""
+    return kernels_that_serve(
+        device,
+        lambda: import_module(".fused", __name__),
+        lambda kernels: gives_reference_bits(kernels, device, dtype, output_dtype),
+        _say,
+    )
 
 
 @cache

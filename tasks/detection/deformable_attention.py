@@ -15,7 +15,6 @@ import functools
 import logging
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +22,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 from torch.nn.functional import grid_sample
+
+from dr2net.kernels.trial import kernels_that_serve
 
 from .recompute import gradients
 
@@ -95,6 +96,7 @@ def ms_deform_attn_backward(
 
 
 def _forward(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    _check_levels(spatial_shapes, locations, weights)
     kernels = _kernels_for(value, locations, weights)
     by = kernels.forward if kernels else attend_by_grid_sample
     return by(value, spatial_shapes, locations, weights)
@@ -104,6 +106,18 @@ def _backward(value: Tensor, spatial_shapes: Tensor, *others: Tensor) -> None:
     kernels = _kernels_for(value, *others[:2])
     by = kernels.backward if kernels else _backward_by_grid_sample
     by(value, spatial_shapes, *others)
+
+
+def _check_levels(spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> None:
+    """Raises ValueError unless all are of the same levels and points."""
+    levels, samples = len(spatial_shapes), locations.shape[:5]
+    if samples != weights.shape or samples[3] != levels:
+        raise ValueError(
+            f"Deformable attention over {levels} levels (spatial_shapes) was given "
+            f"sampling_locations of {tuple(locations.shape)} and attention_weights of "
+            f"{tuple(weights.shape)}, (batch, queries, heads, levels, points) both: num_levels of "
+            "the attention has to be the number of feature levels."
+        )
 
 
 # In PyTorch's operations
@@ -232,28 +246,13 @@ def _kernels_of(
     points: int,
     deterministic: bool,
 ) -> ModuleType | None:
-    """The kernels, once they have given the reference's results for what they are compiled for.
-
-    Raises:
-        RuntimeError: the device has no memory left to try them; nothing is concluded.
-    """
-    if find_spec("triton") is None:
-        _say("Triton is not installed")
-        return None
-    try:
-        kernels = import_module(".kernels.deformable_attention", __package__)
-        good = _gives_reference_results(kernels, device, dtypes, channels, points)
-        reason = "they give other results"
-    except Exception as error:  # Triton's compilers raise whatever they please
-        # CUDA's error where a program is loaded by Triton is no torch.OutOfMemoryError.
-        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
-            raise
-        good = False
-        reason = f"{type(error).__name__}: {error}"
-    if good:
-        return kernels
-    _say(f"on {device}: {reason}")
-    return None
+    """The kernels, once they have given the reference's results for what they are compiled for."""
+    return kernels_that_serve(
+        device,
+        lambda: import_module(".kernels.deformable_attention", __package__),
+        lambda kernels: _gives_reference_results(kernels, device, dtypes, channels, points),
+        _say,
+    )
 
 
 @functools.cache

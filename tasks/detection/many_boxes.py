@@ -96,8 +96,8 @@ class BoundedDINO(DINO):
 class CostInParts:
     """The sum of several match costs, of some boxes after the other where there are many.
 
-    The same values, without several matrices of predictions by boxes at a time on a GPU: what is
-    done of them lies on the CPU, where the Hungarian algorithm runs.
+    The same values; its result is all that grows with predictions by boxes, and not some ten
+    matrices of that size.
 
     Args:
         costs: configs of the costs, in the order in which they are summed.
@@ -112,14 +112,14 @@ class CostInParts:
     def __call__(
         self, pred_instances: InstanceData, gt_instances: InstanceData, **kwargs: Any
     ) -> Tensor:
-        """Returns (predictions, boxes), on the CPU if it was made in parts."""
+        """Returns (predictions, boxes)."""
         # Not of some predictions after the other: what a logarithm returns can depend, by its last
         # bit, on where a value lies in a tensor.
         count, columns = len(gt_instances), max(1, self.pairs_at_once // len(pred_instances))
         if count <= columns:
             return self._sum(pred_instances, gt_instances, **kwargs)
         parts = [gt_instances[start : start + columns] for start in range(0, count, columns)]
-        return torch.cat([self._sum(pred_instances, part, **kwargs).cpu() for part in parts], dim=1)
+        return torch.cat([self._sum(pred_instances, part, **kwargs) for part in parts], dim=1)
 
     def _sum(self, predictions: InstanceData, boxes: InstanceData, **kwargs: Any) -> Tensor:
         costs = [c(pred_instances=predictions, gt_instances=boxes, **kwargs) for c in self.costs]
@@ -130,7 +130,7 @@ class CostInParts:
 class OverlapsInParts(BboxOverlaps2D):
     """``BboxOverlaps2D`` of some boxes after the other where there are many: the same values.
 
-    Its result is all that grows with boxes by anchors, and not ten matrices of that size.
+    Its result is all that grows with boxes by anchors, as in ``CostInParts``.
     """
 
     def __call__(

@@ -29,6 +29,8 @@ __all__ = ["TimmViT"]
 class TimmViT(BaseModule):
     """A plain ViT of timm; its patches' features after the last block and norm are the one output.
 
+    Classifiers that normalise pooled features (some of EVA-02) have no norm there.
+
     The stride of the output is the size of the patches. That of DINOv2 is 14, and nothing is
     resized to make it 16: resized images or features lose detail of small objects, and positions
     of features would not be whole strides apart. Heads with anchors are told the strides there

@@ -97,4 +97,6 @@ class RoomDataset(BaseDataset):
             "name": info["name"],
             "area": info["area"],
             "path": info["path"],
+            # By which VoxelSubsample tells whether points were moved before it.
+            "coord_as_read": room.coord,
         }

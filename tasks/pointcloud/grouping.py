@@ -11,11 +11,15 @@ from torch import Tensor
 
 from .neighbours import farthest_points, gather_points, nearest_points
 
-__all__ = ["REDUCTION", "STAGES", "group_points"]
+__all__ = ["GROUPS", "REDUCTION", "STAGES", "group_points"]
 
 # Each of the two stages of the embedding keeps a quarter of the points.
 STAGES = 2
 REDUCTION = 4
+# What ``group_points`` returns, by name.
+GROUPS = tuple(
+    f"{name}_{stage}" for stage in range(1, STAGES + 1) for name in ("centres", "neighbours")
+)
 
 
 def group_points(coord: Tensor, group_size: int) -> dict[str, Tensor]:

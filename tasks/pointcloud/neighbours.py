@@ -18,7 +18,6 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from math import isqrt
 from types import ModuleType
 from typing import Any
@@ -26,6 +25,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dr2net.kernels.trial import kernels_that_serve
 
 __all__ = ["farthest_points", "gather_points", "nearest_points"]
 
@@ -219,22 +220,13 @@ def _kernels(device: torch.device) -> ModuleType | None:
 
 @cache
 def _kernels_of(device: torch.device) -> ModuleType | None:
-    """The kernels, once they have given the loop's bits on ``device``.
-
-    Raises:
-        torch.OutOfMemoryError: the device has no memory left to try them; nothing is concluded.
-    """
-    if find_spec("triton") is None:
-        return _do_without("Triton is not installed")
-    try:
-        kernels = import_module(".kernels", __package__)
-        if _give_the_same_bits(kernels, device):
-            return kernels
-        return _do_without(f"on {device} they give other bits")
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # Triton's compilers raise whatever they please
-        return _do_without(f"on {device}: {type(error).__name__}: {error}")
+    """The kernels, once they have given the loop's bits on ``device``."""
+    return kernels_that_serve(
+        device,
+        lambda: import_module(".kernels", __package__),
+        lambda kernels: _give_the_same_bits(kernels, device),
+        _do_without,
+    )
 
 
 def _do_without(reason: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import dr2net
 
 from .checkpointing import run_cloud_by_cloud
-from .grouping import REDUCTION, STAGES, group_points
+from .grouping import GROUPS, REDUCTION, STAGES, group_points
 from .neighbours import gather_points
 
 __all__ = ["PointViT"]
@@ -194,6 +194,10 @@ class PointViT(BaseModule):
             )
         if groups is None:
             groups = group_points(coord, self.group_size)
+        if missing := [name for name in GROUPS if name not in groups]:
+            raise ValueError(
+                f"groups have no {', '.join(missing)}: give all that GroupPoints finds, or None."
+            )
         coords, features = (coord,), (feat,)
         for number, stage in enumerate(self.patch_embed, start=1):
             centres, neighbours = groups[f"centres_{number}"], groups[f"neighbours_{number}"]

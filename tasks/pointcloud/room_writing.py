@@ -38,6 +38,9 @@ def write_room(folder: Path, room: Room, classes: Sequence[str] = CLASSES, **sai
                 np.save(partial / f"{name}.npy", values.astype(np.int16))
         statement = json.dumps({"classes": list(classes), **said}, indent=1, ensure_ascii=False)
         (partial / STATEMENT).write_text(statement + "\n")
+        if not is_converted(folder):
+            for voxels in folder.glob("voxels_*.npz*"):  # kept beside a room that was removed
+                voxels.unlink(missing_ok=True)
         partial.rename(folder)
     except OSError:
         # Another process was sooner, and may have cleared this one's files away.

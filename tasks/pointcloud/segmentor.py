@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor
 
+from .grouping import GROUPS
 from .structures import IGNORE, NOT_FINITE, PointCloudSample
 
 __all__ = ["PointCloudSegmentor"]
@@ -21,8 +22,8 @@ class PointCloudSegmentor(BaseModel):
     """Backbone and head under cross-entropy.
 
     Args:
-        backbone: config of a backbone, called with coordinates and features, and with what else
-            the inputs have as ``groups``.
+        backbone: config of a backbone, called with coordinates and features, and with what
+            ``GroupPoints`` has put into the inputs as ``groups``.
         decode_head: config of a head, called with what the backbone returns.
         label_smoothing: share of the target that is spread over all classes.
         class_weight: one weight for each class.
@@ -69,7 +70,7 @@ class PointCloudSegmentor(BaseModel):
             label is not ``IGNORE``. "predict": the data samples with ``pred_segment`` and
             ``pred_logits``.
         """
-        groups = {name: value for name, value in inputs.items() if name not in ("coord", "feat")}
+        groups = {name: inputs[name] for name in GROUPS if name in inputs}
         given = {"groups": groups} if groups else {}
         logits = self.decode_head(*self.backbone(inputs["coord"], inputs["feat"], **given))
         if mode == "tensor":

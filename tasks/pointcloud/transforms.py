@@ -58,7 +58,9 @@ class VoxelSubsample:
         self.voxel_size = voxel_size
 
     def __call__(self, room: dict) -> dict:
-        numbers = kept_voxels(room["coord"], self.voxel_size, room.get("path"))
+        is_as_read = room["coord"] is room.get("coord_as_read")
+        path = room["path"] if is_as_read else None  # other voxels each time are not kept
+        numbers = kept_voxels(room["coord"], self.voxel_size, path)
         return take_points(room, random_points(numbers))
 
     def __repr__(self) -> str:

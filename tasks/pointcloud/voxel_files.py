@@ -10,15 +10,20 @@ Where that is another, or the file is not whole, voxels are made anew. So it may
 time, and needs no thought where a room changes.
 """
 
+import glob
 import hashlib
 import logging
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from mmengine.logging import print_log
 
 from .voxels import voxel_numbers
+
+MOST_SECONDS_OF_A_WRITE = 600
 
 
 def kept_voxels(coord: np.ndarray, voxel_size: float, room: str | Path | None) -> np.ndarray:
@@ -57,8 +62,7 @@ def _read(file: Path, digest: str) -> np.ndarray | None:
         return None
 
 
-# A pipeline that moves points before it subsamples has other voxels each time: they are not written
-# each time.
+# Whatever comes of it, a process tries once.
 _tried: set[Path] = set()
 _failed: set[Path] = set()
 
@@ -67,6 +71,10 @@ def _write_once(file: Path, digest: str, numbers: np.ndarray) -> None:
     if file in _tried:
         return
     _tried.add(file)
+    for left in file.parent.glob(f"{glob.escape(file.name)}.*.tmp"):  # by killed processes
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > MOST_SECONDS_OF_A_WRITE:
+                left.unlink()
     # Of its own for each process, on whatever machine.
     partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
     try:

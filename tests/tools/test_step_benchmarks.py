@@ -94,6 +94,14 @@ def test_a_step_is_measured_beyond_weights_and_gradients():
     assert step.seconds == []
 
 
+@pytest.mark.parametrize("case", ["64x64", "64x64xfew", "64x64x-1", "64x64x1x1"])
+def test_a_case_that_is_none_is_refused(case, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["detection.py", f"--case={case}"])
+    with pytest.raises(SystemExit):
+        detection.main()
+    assert "whole number above 0" in (said := capsys.readouterr().err) or "HEIGHTx" in said
+
+
 def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     out = tmp_path / "steps.json"
     monkeypatch.setattr(detection, "WAYS", (detection.CONVENTIONAL, detection.CHECKPOINTED))

@@ -51,6 +51,14 @@ def test_a_checkpoint_that_runs_code_is_opened_only_if_trusted(checkpoint, run_t
     run_test(config, path, tmp_path / "test", settings=["trust_checkpoint=True"])
 
 
+def test_the_config_of_a_deterministic_training_is_tested_so(checkpoint, run_test, tmp_path):
+    # Refused before anything else: cuBLAS would refuse in the middle.
+    with pytest.MonkeyPatch.context() as context:
+        context.setenv("CUBLAS_WORKSPACE_CONFIG", ":1:1")
+        with pytest.raises(ValueError, match="CUBLAS_WORKSPACE_CONFIG=:1:1"):
+            run_test(*checkpoint, tmp_path / "test", settings=["randomness.deterministic=True"])
+
+
 def test_dump_asks_for_a_pickle_name(checkpoint, run_test, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_test(*checkpoint, tmp_path / "test", "--dump", "predictions.json")

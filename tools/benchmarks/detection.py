@@ -109,12 +109,21 @@ def measure_case(
     return steps
 
 
+def sizes(text: str) -> tuple[int, int, int]:
+    """For ``argparse``: height, width and number of boxes."""
+    try:
+        height, width, boxes = map(positive, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTHxBOXES") from None
+    return height, width, boxes
+
+
 def main() -> None:
     """Measure, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="dino5scale_swint", help="of configs/detection")
     parser.add_argument(
-        "--case", action="append", help="HEIGHTxWIDTHxBOXES; several may be given"
+        "--case", type=sizes, action="append", help="HEIGHTxWIDTHxBOXES; several may be given"
     )
     parser.add_argument("--images", type=positive, default=1, help="of a batch")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each way")
@@ -126,7 +135,7 @@ def main() -> None:
     init_default_scope("mmdet")
     config = ROOT / f"configs/detection/conventional_{arguments.network}_coco.py"
     settings = Config.fromfile(config).model
-    cases = [tuple(map(int, case.split("x"))) for case in arguments.case or ()] or CASES
+    cases = arguments.case or CASES
     rows, data = [], {}
     for case in cases:
         steps = measure_case(

@@ -7,6 +7,8 @@ import tasks.detection  # noqa: F401  # isort: skip
 
 import torch
 from mmcv.ops import multi_scale_deform_attn
+from mmdet.models.layers import Mask2FormerTransformerEncoder
+from mmdet.models.layers.transformer import deformable_detr_layers
 from mmengine.runner.checkpoint import load_checkpoint, save_checkpoint
 
 import dr2net
@@ -245,11 +247,54 @@ def bytes_of_forward(detector, batch):
     return bytes_kept(lambda: detector(**data, mode="loss"))
 
 
-def test_a_checkpointed_encoder_is_refused_with_what_to_leave_out():
+def test_a_checkpointed_encoder_is_refused_with_what_to_leave_out(monkeypatch):
+    # Its layers are of fairscale, which need not be installed: any function serves.
+    monkeypatch.setattr(deformable_detr_layers, "checkpoint_wrapper", lambda layer: layer)
+    model = small_model("conventional_dino4scale_swint_coco")
+    model.encoder.num_cp = 1
+    with pytest.raises(ValueError, match=r"checkpoints 1 of its layers.* leave out num_cp"):
+        dr2net.convert(build(model))
+
+
+def test_layers_of_another_class_are_named():
     detector = build(small_model("conventional_dino4scale_swint_coco"))
-    detector.encoder.layers[0] = torch.nn.Sequential(detector.encoder.layers[0])
-    with pytest.raises(ValueError, match=r"not checkpointed \(num_cp\)"):
+    detector.encoder.layers[0].__class__ = type("Layer", (type(detector.encoder.layers[0]),), {})
+    with pytest.raises(ValueError, match="with a Layer has no adapter"):
         dr2net.convert(detector)
+
+
+def test_an_encoder_with_a_loop_of_its_own_keeps_it():
+    layer = {
+        "self_attn_cfg": {"embed_dims": 32, "num_levels": 2, "num_heads": 4},
+        "ffn_cfg": {"embed_dims": 32, "feedforward_channels": 64},
+    }
+    torch.manual_seed(0)
+    encoder = Mask2FormerTransformerEncoder(num_layers=2, layer_cfg=layer)
+    inputs = {
+        "query": torch.randn(1, 26, 32),
+        "query_pos": torch.randn(1, 26, 32),
+        "key_padding_mask": None,
+        "spatial_shapes": torch.tensor([[4, 5], [2, 3]]),
+        "level_start_index": torch.tensor([0, 20]),
+        "valid_ratios": torch.ones(1, 2, 2),
+        "reference_points": torch.rand(1, 26, 2, 2),
+    }
+
+    def step():
+        encoder.zero_grad()
+        torch.manual_seed(1)  # dropout
+        output = encoder(**inputs)
+        output.square().mean().backward()
+        return [output.detach(), *(p.grad for p in encoder.parameters())]
+
+    expected = step()
+    dr2net.convert(encoder, 1, 0)
+    assert_same_bits(expected, step())
+    dr2net.set_coefficients(encoder, 0.875, 0.125)
+    rebuilt = step()
+    dr2net.set_reversible(encoder, False)
+    assert_same_bits(step(), rebuilt)
+    assert not torch.equal(rebuilt[0], expected[0])
 
 
 def test_a_reverted_dino_is_mmdetection_s(photographs):

@@ -14,6 +14,7 @@ from mmdet.models.losses.focal_loss import FocalLoss, py_sigmoid_focal_loss
 from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dr2net.kernels import trial
 from tasks.detection import deformable_attention, operators
 from tests.deformable_attention import formula, results
 from tests.detectors import with_compiled, without_compiled
@@ -91,6 +92,34 @@ def greedy_nms(boxes, scores, threshold, offset=0):
         else:
             kept.append(index)
     return kept
+
+
+def test_an_attention_of_more_levels_than_there_are_is_refused():
+    # Reference points of one level are broadcast over all: nothing else tells.
+    attention = mmcv_attention.MultiScaleDeformableAttention(
+        embed_dims=8, num_heads=2, num_levels=2, batch_first=True
+    )
+    with pytest.raises(ValueError, match="over 1 levels .* num_levels of the attention"):
+        attention(
+            torch.randn(1, 5, 8),
+            value=torch.randn(1, 12, 8),
+            reference_points=torch.rand(1, 5, 1, 2),
+            spatial_shapes=torch.tensor([[3, 4]]),
+            level_start_index=torch.tensor([0]),
+        )
+
+
+@pytest.mark.parametrize("change", ["locations", "weights", "points"])
+def test_samples_of_other_levels_or_points_are_refused(change):
+    shapes, value, locations, weights = attention_inputs()
+    if change == "locations":
+        locations = locations[:, :, :, :1]
+    if change == "weights":
+        weights = weights[:, :, :, :1]
+    if change == "points":
+        weights = weights[..., :1]
+    with pytest.raises(ValueError, match=r"over 2 levels .* both"):
+        deformable_attention.attend(value, shapes, locations, weights)
 
 
 @without_compiled
@@ -185,7 +214,7 @@ def test_locations_stay_in_float32_beside_values_of_bfloat16(device):
 
 
 @without_compiled
-@pytest.mark.parametrize("shapes", [[[5, 7]], [[5, 7], [3, 5]]])
+@pytest.mark.parametrize("shapes", [[[5, 7], [1, 1]], [[5, 7], [3, 5]]])
 def test_levels_of_other_shapes_than_the_value_s_are_refused(shapes):
     _, *inputs = attention_inputs()
     with pytest.raises(ValueError, match=r"\d+ pixels, but value has 47 keys: give the height"):
@@ -252,7 +281,7 @@ def test_kernels_that_do_not_serve_are_said_once(try_kernels, kernels, reason):
 
 
 def test_without_triton_kernels_do_not_serve(try_kernels, monkeypatch):
-    monkeypatch.setattr(deformable_attention, "find_spec", lambda _: None)
+    monkeypatch.setattr(trial, "find_spec", lambda _: None)
     served, said = try_kernels(fake_kernels())
     assert served is None
     assert "Triton is not installed" in said[0]

@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -141,7 +143,7 @@ def test_coordinates_of_other_precision_are_taken(dtype):
 def test_a_gpu_finds_what_a_cpu_finds(cloud, triton, monkeypatch):
     if not triton:
         monkeypatch.setattr(neighbours, "_kernels", lambda _: None)
-    elif neighbours.find_spec("triton"):
+    elif find_spec("triton"):
         assert neighbours._kernels(torch.device("cuda")) is not None
     coord = CLOUDS[cloud](1000)
     assert torch.equal(farthest_points(coord.cuda(), 250).cpu(), farthest_points(coord, 250))

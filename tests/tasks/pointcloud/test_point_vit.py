@@ -154,6 +154,15 @@ def test_given_groups_are_taken_and_give_the_same_bits(monkeypatch, checkpoint):
     assert_same_bits(gradients(model, feat), expected)
 
 
+def test_groups_that_lack_a_stage_are_refused():
+    model = PointViT(**SMALL)
+    coord, feat = torch.rand(1, 128, 3), torch.rand(1, 128, SMALL.get("in_channels", 4))
+    groups = grouping.group_points(coord, SMALL["group_size"])
+    del groups["centres_2"]
+    with pytest.raises(ValueError, match="groups have no centres_2"):
+        model(coord, feat, groups)
+
+
 def test_groups_of_another_size_are_refused():
     model = make()
     feat = features()

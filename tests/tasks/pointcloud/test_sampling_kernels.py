@@ -12,6 +12,7 @@ import warnings
 import pytest
 import torch
 
+from dr2net.kernels import trial
 from tests.pointcloud_alone import CLOUDS, import_kernels, neighbours
 
 triton = pytest.importorskip("triton")
@@ -225,15 +226,15 @@ def failing(error):
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "reason"),
+    ("module", "name", "function", "reason"),
     [
-        ("find_spec", lambda _: None, "Triton is not installed"),
-        ("import_module", failing(ImportError("no ptxas")), "cuda: ImportError: no ptxas"),
-        ("_give_the_same_bits", lambda *_: False, "on cuda they give other bits"),
+        (trial, "find_spec", lambda _: None, "Triton is not installed"),
+        (neighbours, "import_module", failing(ImportError("no ptxas")), "ImportError: no ptxas"),
+        (neighbours, "_give_the_same_bits", lambda *_: False, "cuda: they give other results"),
     ],
 )
-def test_why_kernels_do_not_serve_is_said_once(monkeypatch, name, function, reason):
-    monkeypatch.setattr(neighbours, name, function)
+def test_why_kernels_do_not_serve_is_said_once(monkeypatch, module, name, function, reason):
+    monkeypatch.setattr(module, name, function)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert [neighbours._kernels(GPU) for _ in range(3)] == [None] * 3
@@ -242,9 +243,16 @@ def test_why_kernels_do_not_serve_is_said_once(monkeypatch, name, function, reas
     assert "GroupPoints at the end of the pipeline" in str(message.message)
 
 
-def test_a_device_without_memory_is_asked_again(monkeypatch):
-    monkeypatch.setattr(neighbours, "_give_the_same_bits", failing(torch.OutOfMemoryError("full")))
-    with pytest.raises(torch.OutOfMemoryError, match="full"):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+)
+def test_a_device_without_memory_is_asked_again(monkeypatch, error):
+    monkeypatch.setattr(neighbours, "_give_the_same_bits", failing(error))
+    with pytest.raises(RuntimeError, match="out of memory"):
         neighbours._kernels(GPU)
     monkeypatch.setattr(neighbours, "_give_the_same_bits", lambda *_: True)
     assert neighbours._kernels(GPU) is import_kernels()

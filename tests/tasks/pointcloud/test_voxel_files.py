@@ -15,6 +15,7 @@ pytest.importorskip("mmengine")
 from dr2net.openmmlab.random_state import SeededSampler
 from tasks.pointcloud import RoomDataset, voxel_files
 from tasks.pointcloud.room_files import find_rooms, read_room
+from tasks.pointcloud.room_writing import write_room
 from tasks.pointcloud.voxel_files import kept_voxels
 from tasks.pointcloud.voxels import voxel_numbers
 from tests.rooms import write_converted
@@ -100,6 +101,40 @@ def test_a_pipeline_that_moves_points_first_writes_once(tmp_path, made):
     assert len(made) == 4
     kept_voxels(cloud(seed=0), SIZE, tmp_path)
     assert len(made) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [([], True), ([{"type": "AddHeight"}], True), ([{"type": "RotatePoints"}], False)],
+    ids=["as read", "as read, with heights", "moved"],
+)
+def test_a_pipeline_keeps_the_voxels_of_points_as_they_were_read(tmp_path, before, kept):
+    rooms = write_converted(tmp_path, points=3000)
+    pipeline = [*before, {"type": "VoxelSubsample", "voxel_size": 0.1}]
+    RoomDataset(data_root=str(rooms), areas=[1], pipeline=pipeline)[0]
+    assert (rooms / "Area_1/office_1/voxels_0.1.npz").exists() == kept
+
+
+def test_what_a_killed_process_left_long_ago_goes(tmp_path):
+    old, new = (tmp_path / f"voxels_{SIZE}.npz.{name}.tmp" for name in ("old", "new"))
+    for left in (old, new):
+        left.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    kept_voxels(cloud(), SIZE, tmp_path)
+    assert names(tmp_path) == [f"voxels_{SIZE}.npz", new.name]
+
+
+def test_a_room_that_was_removed_is_written_again(tmp_path):
+    room = read_room(write_converted(tmp_path, points=300) / "Area_1/office_1")
+    folder = tmp_path / "again"
+    write_room(folder, room)
+    kept_voxels(room.coord, SIZE, folder)
+    for file in folder.iterdir():
+        if not file.name.startswith("voxels"):
+            file.unlink()
+    write_room(folder, room)
+    assert np.array_equal(read_room(folder).coord, room.coord)
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_damaged_file_is_made_anew(tmp_path, made):
