@@ -99,7 +99,7 @@ def test_an_attention_of_more_levels_than_there_are_is_refused():
     attention = mmcv_attention.MultiScaleDeformableAttention(
         embed_dims=8, num_heads=2, num_levels=2, batch_first=True
     )
-    with pytest.raises(ValueError, match="over 1 levels .* num_levels of the attention"):
+    with pytest.raises(ValueError, match=r"over 1 levels .* num_levels of the attention"):
         attention(
             torch.randn(1, 5, 8),
             value=torch.randn(1, 12, 8),
