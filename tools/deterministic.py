@@ -38,7 +38,7 @@ def choose_workspace() -> None:
     found = os.environ.setdefault(WORKSPACE, ACCEPTED[0])
     if found not in ACCEPTED:
         raise ValueError(
-            f"Deterministic algorithms: {WORKSPACE}={found} leaves cuBLAS without. Set it "
+            f"Deterministic algorithms: {WORKSPACE}={found}, with which cuBLAS has none. Set it "
             f"to {' or '.join(ACCEPTED)}, or leave it unset."
         )
 

@@ -80,7 +80,17 @@ def register_checkpoint_converter(converter: Converter) -> Converter:
 
 
 def open_checkpoint(path: str | os.PathLike, map_location: MapLocation = None) -> dict:
-    """Open a checkpoint file without running code from it, in mmengine's layout.
+    """``read_checkpoint``, then what the registered converters make of a foreign checkpoint."""
+    checkpoint = read_checkpoint(path, map_location)
+    for converter in _converters:
+        converted = converter(checkpoint)
+        if converted is not None:
+            return converted
+    return checkpoint
+
+
+def read_checkpoint(path: str | os.PathLike, map_location: MapLocation = None) -> dict:
+    """Read a checkpoint file without running code from it, as it is.
 
     Args:
         path: A local file: ``.safetensors``, or anything that ``torch.save`` wrote.
@@ -102,10 +112,6 @@ def open_checkpoint(path: str | os.PathLike, map_location: MapLocation = None) -
         raise ValueError(
             f"checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights"
         )
-    for converter in _converters:
-        converted = converter(checkpoint)
-        if converted is not None:
-            return converted
     return checkpoint
 
 

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS
 from timm.models import eva, vision_transformer
 from torch import Tensor
 
-from dr2net.openmmlab.checkpoint import open_checkpoint
+from dr2net.openmmlab.checkpoint import read_checkpoint
 
 __all__ = ["TimmViT"]
 
@@ -83,7 +83,7 @@ class TimmViT(BaseModule):
             return
         source = {}
         if isinstance(self.pretrained, str):
-            source["pretrained_cfg_overlay"] = {"state_dict": open_checkpoint(self.pretrained)}
+            source["pretrained_cfg_overlay"] = {"state_dict": read_checkpoint(self.pretrained)}
         try:
             loaded = self._build(pretrained=True, **source)
         # Of the network: from whatever the Hub's client is built on.

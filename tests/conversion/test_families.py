@@ -108,8 +108,8 @@ def test_gradients_are_those_of_stored_activations(family, arithmetic, precision
 def test_gradients_of_sliced_mlps_are_those_of_stored_activations(family, precision, frozen):
     network, x = make(family, chance=0.3)
     model = dr2net.convert(network, *PAIRS[0.3, frozen])
-    # ConvNeXt's MLPs stand behind a convolution, in one module.
-    if family in {"timm ResNet", "timm SE-ResNeXt", "timm ConvNeXt"}:
+    # ConvNeXt's MLPs stand behind a convolution, in one module, the decoder's behind attention.
+    if family in {"timm ResNet", "timm SE-ResNeXt", "timm ConvNeXt", "mmdet DINO decoder"}:
         with pytest.raises(ValueError, match="no MLP that can be sliced"):
             dr2net.slice_mlps(model, 7)
         return
@@ -163,7 +163,9 @@ def test_bytes_kept_do_not_grow_with_depth_at_zero_and_one(family):
         dr2net.set_reversible(model, False)
         kept.append(bytes_kept(lambda: model(x)))  # noqa: B023
     shallow, shallow_stored, deep, deep_stored = kept
-    assert deep == shallow
+    # The decoder's loop makes places anew for each layer: 2 images, 10 queries, 2 levels, 4 numbers.
+    of_its_own = 3 * 2 * 10 * 2 * 4 * 4 if family == "mmdet DINO decoder" else 0
+    assert deep == shallow + of_its_own
     assert deep_stored > shallow_stored
 
 

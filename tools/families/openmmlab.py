@@ -1,7 +1,9 @@
 """Small networks of mmaction2 and mmdetection."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import dr2net.openmmlab  # noqa: F401  (makes them importable)
 from tools.families.example import Example
@@ -89,9 +91,71 @@ def mvit(depth: int, chance: float) -> nn.Module:
     return model
 
 
+class Transformer(nn.Module):
+    """An encoder or decoder of deformable attention over two levels of an image's patches."""
+
+    def __init__(self, part: Any, queries: int | None = None):
+        super().__init__()
+        self.queries = queries  # of a decoder
+        self.patches = nn.Conv2d(3, 32, 4, stride=4)
+        self.positions = nn.Parameter(torch.randn(1, 80, 32) / 5)
+        self.part = part
+
+    def forward(self, images: Tensor) -> Any:
+        """Takes (N, 3, 32, 32)."""
+        fine = self.patches(images)
+        levels = [fine, nn.functional.max_pool2d(fine, 2)]
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
+        sizes = {
+            "spatial_shapes": torch.tensor([[8, 8], [4, 4]], device=images.device),
+            "level_start_index": torch.tensor([0, 64], device=images.device),
+            "valid_ratios": torch.ones(len(images), 2, 2, device=images.device),
+            "key_padding_mask": None,
+        }
+        positions = self.positions.expand_as(tokens)
+        if self.queries is None:
+            return self.part(tokens, query_pos=positions, **sizes)
+        query = positions[:, : self.queries]
+        places = query[..., :4].detach().sigmoid()
+        return self.part(query, query_pos=query, value=tokens, reference_points=places, **sizes)
+
+
+def deformable_layers(kind: str, depth: int, chance: float) -> Any:
+    from mmdet.models.layers.transformer import deformable_detr_layers
+
+    import tasks.detection  # noqa: F401  (provides deformable attention)
+
+    torch.manual_seed(0)
+    attention = {"embed_dims": 32, "num_heads": 2, "dropout": chance}
+    deformable = {**attention, "num_levels": 2}
+    feedforward = {"embed_dims": 32, "feedforward_channels": 64, "ffn_drop": chance}
+    layer, options = {"self_attn_cfg": deformable, "ffn_cfg": feedforward}, {}
+    if kind.endswith("Decoder"):
+        layer |= {"self_attn_cfg": attention, "cross_attn_cfg": deformable}
+        options = {"return_intermediate": False, "post_norm_cfg": None}
+    part = getattr(deformable_detr_layers, kind)(num_layers=depth, layer_cfg=layer, **options)
+    for module in part.modules():
+        if hasattr(module, "sampling_offsets"):
+            module.init_weights()
+            # Else every query would weigh its samples alike.
+            nn.init.normal_(module.attention_weights.weight, std=0.1)
+    return part
+
+
+def encoder(depth: int, chance: float) -> nn.Module:
+    return Transformer(deformable_layers("DeformableDetrTransformerEncoder", depth, chance))
+
+
+def decoder(depth: int, chance: float) -> nn.Module:
+    part = deformable_layers("DeformableDetrTransformerDecoder", depth, chance)
+    return Transformer(part, queries=10)
+
+
 EXAMPLES = {
     "mmaction2 ViT": Example("mmaction2", vit, (2, 3, 4, 32, 32)),
     "mmaction2 Video Swin": Example("mmaction2", video_swin, (2, 3, 4, 32, 32), chains=2),
     "mmaction2 MViT": Example("mmaction2", mvit, (2, 3, 4, 32, 32)),
     "mmdet Swin": Example("mmdet", swin, (2, 3, 32, 32), chains=2),
+    "mmdet DINO encoder": Example("mmdet", encoder, (2, 3, 32, 32)),
+    "mmdet DINO decoder": Example("mmdet", decoder, (2, 3, 32, 32)),
 }
