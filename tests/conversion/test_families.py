@@ -163,7 +163,7 @@ def test_bytes_kept_do_not_grow_with_depth_at_zero_and_one(family):
         dr2net.set_reversible(model, False)
         kept.append(bytes_kept(lambda: model(x)))  # noqa: B023
     shallow, shallow_stored, deep, deep_stored = kept
-    # The decoder's loop makes places anew for each layer: 2 images, 10 queries, 2 levels, 4 numbers.
+    # The decoder makes places anew for each layer: 2 images, 10 queries, 2 levels, 4 numbers.
     of_its_own = 3 * 2 * 10 * 2 * 4 * 4 if family == "mmdet DINO decoder" else 0
     assert deep == shallow + of_its_own
     assert deep_stored > shallow_stored

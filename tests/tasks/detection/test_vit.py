@@ -16,8 +16,8 @@ from timm.models import vision_transformer
 from torch import nn
 
 import dr2net
-from dr2net.openmmlab import checkpoint
 from dr2net.diagnostics import bytes_kept
+from dr2net.openmmlab import checkpoint
 from tasks.detection import SimpleFeaturePyramid, TimmViT
 from tests.detectors import CONFIGS, VIT, build, small_model
 from tests.tasks.detection.test_models import training_step
