@@ -152,7 +152,8 @@ class Dr2NetHook(CoefficientScheduleHook):
         self._has_converted = True
         found = chains(model)
         runner.logger.info(
-            f"Dr2NetHook converted {', '.join(map(repr, self.modules))}: {len(found)} chains of "
+            f"Dr2NetHook converted {', '.join(n or 'the model' for n in self.modules)}: "
+            f"{len(found)} chains of "
             f"{', '.join(str(len(chain.couplings())) for chain in found)} couplings."
         )
 
