@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> Runner:
         if "auto_scale_lr" not in config:
             parser.error("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size")
         config.auto_scale_lr.enable = True
-    randomness = config.get("randomness") or {}
+    randomness = {"seed": None, **(config.get("randomness") or {})}  # mmengine asks for a seed
     if args.seed is not None:
         randomness["seed"] = args.seed
     if args.deterministic:

@@ -75,6 +75,11 @@ class TestTraining:
         assert runner.val_loop is None
         assert runner.max_epochs == 1
 
+    def test_a_config_that_says_nothing_of_randomness_trains(self, make_config, train, tmp_path):
+        config = make_config(extra="randomness = None\ntrain_cfg = dict(max_epochs=1)")
+        runner = train(config, tmp_path / "run", "--no-validate")
+        assert runner.seed is not None  # drawn
+
     def test_runs_from_any_folder(self, run_command, tmp_path):
         script = Path(__file__).parents[2] / "tools/train.py"
         assert "--cfg-options" in run_command(sys.executable, script, "--help", cwd=tmp_path).stdout
