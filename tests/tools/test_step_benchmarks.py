@@ -112,6 +112,7 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     detection.main()
     result = json.loads(out.read_text())
     assert [row["image"] for row in result["rows"]] == ["64 × 64"] * 2 + ["64 × 96"] * 2
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     for row in result["rows"]:
         assert row["peak MB"] in printed

@@ -175,3 +175,24 @@ def draw_anatomy(path: Path, result: dict) -> None:
     whole.legend(loc="lower right", fontsize=8)
     whole.set_title(result["title"])
     save(figure, path)
+
+
+def draw_peaks(path: Path, title: str, peaks: dict[str, tuple[int, int]]) -> None:
+    """A bar for each way of training: what forward keeps, and what is added to that at the peak.
+
+    Args:
+        peaks: bytes kept and bytes at the peak, by the way.
+    """
+    figure, axes = plt.subplots(figsize=(9, 0.45 * len(peaks) + 1.2), layout="constrained")
+    ways = list(peaks)[::-1]
+    kept, most = (np.array([peaks[way][i] for way in ways]) / 1e6 for i in (0, 1))
+    axes.barh(ways, kept, color="#0072B2", label="kept from forward to backward")
+    axes.barh(ways, most - kept, left=kept, color="#E69F00", label="added at the peak")
+    for way, end in zip(ways, most, strict=True):
+        axes.text(end, way, f" {end:,.0f}", va="center")
+    axes.set_xlabel("MB beyond weights and gradients")
+    axes.margins(x=0.1)
+    axes.set_title(title, loc="right", fontsize=10)
+    axes.legend(loc="lower right")
+    _tidy(axes)
+    save(figure, path)

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dr2net
 from tools.arguments import positive
+from tools.benchmarking.pictures import draw_peaks
 from tools.benchmarks.steps import Step, cells, measure_steps
 from tools.result_files import markdown_table, origin, write_json
 
@@ -150,6 +151,17 @@ def main() -> None:
     print(markdown_table(list(rows[0]), rows))
     if arguments.out:
         precision = "bfloat16" if arguments.bf16 else "float32"
+        height, width, boxes = cases[0]
+        peaks = {
+            way: (numbers["kept"], numbers["peak"])
+            for place, numbers in data.items()
+            for case, _, way in [place.partition(", ")]
+            if case == f"{height}x{width}x{boxes}"
+        }
+        size = f"{arguments.images} image(s) of {height} × {width}, {boxes:,} boxes"
+        draw_peaks(
+            arguments.out.with_suffix(".png"), f"A step of {arguments.network}, {size}", peaks
+        )
         write_json(
             arguments.out,
             {
