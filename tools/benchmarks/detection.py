@@ -12,6 +12,7 @@ import copy
 import gc
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,7 @@ WAYS = (
     CONVENTIONAL,
     f"{CHECKPOINTED}, backbone alone",
     CHECKPOINTED,
+    f"{CHECKPOINTED}, MLPs in slices",
     f"{DR2NET}, backbone alone",
     DR2NET,
     f"{DR2NET}, MLPs in slices",
@@ -57,14 +59,22 @@ def build(way: str, settings: dict) -> nn.Module:
     settings.backbone.with_cp = way.startswith(CHECKPOINTED)
     detector = MODELS.build(settings)
     detector.init_weights()
-    if way == CHECKPOINTED:
+    if way.startswith(CHECKPOINTED) and not way.endswith("alone"):
         # mmdetection's encoder.num_cp does so for the encoder alone, by fairscale.
         for layer in (*detector.encoder.layers, *detector.decoder.layers):
+            if way.endswith("slices"):
+                layer.ffn.forward = partial(checkpointed_slices, layer.ffn.forward)
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if way.startswith(DR2NET):
         dr2net.convert(detector.backbone if way.endswith("alone") else detector, beta=0.125)
         dr2net.slice_mlps(detector, SLICE_TOKENS if way.endswith("slices") else None)
     return detector.train()
+
+
+def checkpointed_slices(mlp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run an MLP on slices of tokens of (batch, tokens, channels), each computed again alone."""
+    parts = x.split(SLICE_TOKENS, dim=1)
+    return torch.cat([checkpoint(mlp, part, use_reentrant=False) for part in parts], dim=1)
 
 
 def make_batch(images: int, height: int, width: int, boxes: int) -> tuple[Tensor, list]:
