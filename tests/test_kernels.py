@@ -1,9 +1,6 @@
 """Triton's kernels against PyTorch's operations, bit for bit: interpreted, and on a GPU."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,22 +10,19 @@ from dr2net import kernels
 from dr2net.call import Call
 from dr2net.coefficients import round_coefficient
 from dr2net.kernels.arithmetic import ExactArithmetic
+from tests.interpreter import (
+    DEVICE,
+    INTERPRETED,
+    outside_of_the_interpreter,
+    run_in_the_interpreter,
+    runs_kernels,
+)
 from tests.toy import assert_same_bits, gradients, make_chain, mix
 
 triton = pytest.importorskip("triton")
 
 BETAS = (1, 0.9, 0.5, 0.3, 0.25, 0.1, 0.07, 0.03, 0.01, 2**-8)  # 0 to 8 bits
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Triton chooses its interpreter when it is imported, so that it takes a process of its own.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-
-
-def runs_kernels(test):
-    """Marks a test that runs in the interpreter's process and, compiled, on a GPU."""
-    absent = not INTERPRETED and not torch.cuda.is_available()
-    test = pytest.mark.skipif(absent, reason="needs a CUDA device, or Triton's interpreter")(test)
-    return test if INTERPRETED else pytest.mark.gpu(test)
 
 
 @pytest.fixture
@@ -38,17 +32,9 @@ def coupling():
     return fused
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@outside_of_the_interpreter
 def test_kernels_under_the_interpreter():
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    print(finished.stdout, finished.stderr)
-    assert finished.returncode == 0
-    assert " passed" in finished.stdout
+    run_in_the_interpreter(__file__)
 
 
 def make_case(beta, dtype, word, shape=(3, 5, 24), given_up=0):

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 import dr2net
 from tools.arguments import positive
 from tools.benchmarking.pictures import draw_peaks
-from tools.benchmarks.steps import Step, cells, measure_steps
+from tools.benchmarks.steps import Step, cells, measure_steps, notes
 from tools.result_files import markdown_table, origin, write_json
 
 CONVENTIONAL, CHECKPOINTED = "conventional", "checkpointed"
@@ -147,7 +147,7 @@ def main() -> None:
     config = ROOT / f"configs/detection/conventional_{arguments.network}_coco.py"
     settings = Config.fromfile(config).model
     cases = arguments.case or CASES
-    rows, data = [], {}
+    rows, data, peaks = [], {}, {}
     for case in cases:
         steps = measure_case(
             settings, case, arguments.images, arguments.rounds, arguments.device, arguments.bf16
@@ -156,18 +156,14 @@ def main() -> None:
         for way, columns in cells(steps, CONVENTIONAL, CHECKPOINTED).items():
             rows.append({"image": f"{height} × {width}", "boxes": f"{boxes:,}", **columns})
             data[f"{height}x{width}x{boxes}, {way}"] = steps[way].numbers()
+        # The picture is of the first case.
+        peaks = peaks or {way: (step.kept, step.peak) for way, step in steps.items()}
         del steps
         gc.collect()
     print(markdown_table(list(rows[0]), rows))
     if arguments.out:
         precision = "bfloat16" if arguments.bf16 else "float32"
         height, width, boxes = cases[0]
-        peaks = {
-            way: (numbers["kept"], numbers["peak"])
-            for place, numbers in data.items()
-            for case, _, way in [place.partition(", ")]
-            if case == f"{height}x{width}x{boxes}"
-        }
         size = f"{arguments.images} image(s) of {height} × {width}, {boxes:,} boxes"
         draw_peaks(
             arguments.out.with_suffix(".png"), f"A step of {arguments.network}, {size}", peaks
@@ -182,11 +178,12 @@ def main() -> None:
                 ),
                 "columns": list(rows[0]),
                 "rows": rows,
-                "notes": "What a step takes beyond weights and their gradients, by PyTorch's "
-                "allocator, 1 MB = 10^6 bytes: kept when forward has returned, and at the peak. "
-                "Checkpointed are all blocks of the backbone and all layers of encoder and "
-                f"decoder. Times are medians (quartiles) of {arguments.rounds} steps, the ways "
-                "taking turns.",
+                "notes": notes(
+                    arguments.rounds,
+                    "Checkpointed are all blocks of the backbone and all layers of encoder and "
+                    "decoder; where MLPs run in slices, the encoder's and decoder's slices are "
+                    "checkpointed once more.",
+                ),
                 "bytes and seconds": data,
             },
         )

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 import dr2net
 from tasks.pointcloud.structures import PointCloudSample
 from tools.arguments import positive
-from tools.benchmarks.steps import Step, cells, measure_steps
+from tools.benchmarks.steps import Step, cells, measure_steps, notes
 from tools.result_files import markdown_table, origin, write_json
 
 CONFIG = "configs/pointcloud/conventional_pix4point_s3dis.py"
@@ -142,10 +142,7 @@ def main() -> None:
                 **origin("tools/benchmarks/pointcloud.py", ["timm"], arguments.device),
                 "columns": list(rows[0]),
                 "rows": rows,
-                "notes": "What a step takes beyond weights and their gradients, by PyTorch's "
-                "allocator, 1 MB = 10^6 bytes: kept when forward has returned, and at the peak. "
-                f"Times are medians (quartiles) of {arguments.rounds} steps, the ways taking "
-                "turns.",
+                "notes": notes(arguments.rounds),
                 "bytes and seconds": data,
             },
         )

@@ -49,6 +49,16 @@ def measure_steps(steps: dict[str, Step], rounds: int, device: str) -> None:
                 step.seconds.append(taken)
 
 
+def notes(rounds: int, further: str = "") -> str:
+    """Return what stands below the table: what was measured, ``further`` in its middle."""
+    memory = (
+        "What a step takes beyond weights and their gradients, by PyTorch's allocator, 1 MB = 10^6 "
+        "bytes: kept when forward has returned, and at the peak."
+    )
+    times = f"Times are medians (quartiles) of {rounds} steps, the ways taking turns."
+    return " ".join(filter(None, [memory, further, times if rounds else ""]))
+
+
 def cells(steps: dict[str, Step], reference: str, checkpointed: str) -> dict[str, dict[str, str]]:
     """Return, by the way of training, the columns of a table.
 

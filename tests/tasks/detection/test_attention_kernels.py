@@ -2,21 +2,22 @@
 
 import importlib.util
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.deformable_attention import results
+from tests.interpreter import (
+    DEVICE,
+    INTERPRETED,
+    outside_of_the_interpreter,
+    run_in_the_interpreter,
+    runs_kernels,
+)
 
 triton = pytest.importorskip("triton")
 
-# Triton chooses its interpreter when it is imported, so that it takes a process of its own.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 FILE = Path(__file__).parents[3] / "tasks/detection/kernels/deformable_attention.py"
 DINO = [(25, 42), (13, 21), (7, 11), (4, 6), (2, 3)]  # of 800 × 1333 pixels, an eighth a side
 # Values, and then locations and weights.
@@ -26,13 +27,6 @@ DTYPES = {
     "float16": (torch.float16, torch.float16),
     "autocast": (torch.bfloat16, torch.float32),
 }
-
-
-def runs_kernels(test):
-    """Marks a test that runs in the interpreter's process and, compiled, on a GPU."""
-    absent = not INTERPRETED and not torch.cuda.is_available()
-    test = pytest.mark.skipif(absent, reason="needs a CUDA device, or Triton's interpreter")(test)
-    return test if INTERPRETED else pytest.mark.gpu(test)
 
 
 @pytest.fixture(autouse=True)
@@ -63,17 +57,9 @@ def deterministic(request):
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@outside_of_the_interpreter
 def test_kernels_under_the_interpreter():
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    print(finished.stdout, finished.stderr)
-    assert finished.returncode == 0
-    assert " passed" in finished.stdout
+    run_in_the_interpreter(__file__)
 
 
 def make_case(shapes, batch=2, queries=9, heads=2, channels=8, points=2, dtypes="float32"):

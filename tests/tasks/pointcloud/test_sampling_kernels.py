@@ -3,31 +3,26 @@
 Interpreted, in a process of their own, and on a GPU; and where they do not serve.
 """
 
-import os
 import re
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 
 from dr2net.kernels import trial
+from tests.interpreter import (
+    DEVICE,
+    INTERPRETED,
+    outside_of_the_interpreter,
+    run_in_the_interpreter,
+    runs_kernels,
+)
 from tests.pointcloud_alone import CLOUDS, import_kernels, neighbours
 
 triton = pytest.importorskip("triton")
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 GPU = torch.device("cuda")
 EVERY_CLOUD = pytest.mark.parametrize("cloud", list(CLOUDS))
-
-
-def runs_kernels(test):
-    """Marks a test that runs in the interpreter's process and, compiled, on a GPU."""
-    absent = not INTERPRETED and not torch.cuda.is_available()
-    test = pytest.mark.skipif(absent, reason="needs a CUDA device, or Triton's interpreter")(test)
-    return test if INTERPRETED else pytest.mark.gpu(test)
 
 
 @pytest.fixture
@@ -42,17 +37,9 @@ def all_is_tried_anew():
     neighbours._kernels_of.cache_clear()
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@outside_of_the_interpreter
 def test_kernels_under_the_interpreter():
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    print(finished.stdout, finished.stderr)
-    assert finished.returncode == 0
-    assert " passed" in finished.stdout
+    run_in_the_interpreter(__file__)
 
 
 @runs_kernels
