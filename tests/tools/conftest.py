@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def run_train(config, work_dir, *options, settings=()):
     return main(
         [str(config), "--work-dir", str(work_dir), *options, "--cfg-options", name, *settings]
     )
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Commands silence logging for the whole process, in which other tests listen to it."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
