@@ -44,13 +44,13 @@ test-gpu: ## the tests that need a GPU, in the environment of PYTHON as it is (u
 	$(PYTHON) -m pytest -m gpu
 
 demo: setup ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
-	$(BIN)/python tools/demo_video.py
+	$(BIN)/python tools/demos/video.py
 
 demo-detection: setup ## the same for a detector of small objects in large images (about 18 minutes)
-	$(BIN)/python tools/demo_detection.py
+	$(BIN)/python tools/demos/detection.py
 
 demo-pointcloud: setup ## the same for the points of furnished rooms (under 15 minutes)
-	$(BIN)/python tools/demo_pointcloud.py
+	$(BIN)/python tools/demos/pointcloud.py
 
 benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (under 3 minutes)
 	$(BIN)/python tools/benchmark.py --models vit_tiny --sizes 224 --batches 8 --steps 3 \

@@ -1,6 +1,6 @@
-"""Converted rooms for tests: those of tools/furnished_rooms.py, as small as a test needs."""
+"""Converted rooms for tests: those of tools/demos/furnished_rooms.py, as small as a test needs."""
 
-from tools.furnished_rooms import write_rooms
+from tools.demos.furnished_rooms import write_rooms
 from tools.prepare_pointcloud import convert_room, find_raw_rooms
 
 

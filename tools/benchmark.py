@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.arguments import positive
-from tools.benchmarking.measurements import (
+from tools.benchmarks.measurements import (
     gradients_of,
     largest_batch,
     peak_bytes,
@@ -39,7 +39,7 @@ from tools.benchmarking.measurements import (
     seconds_of_step,
     seconds_of_streams,
 )
-from tools.benchmarking.methods import (
+from tools.benchmarks.methods import (
     CHECKPOINT,
     COEFFICIENTS,
     CONVENTIONAL,
@@ -48,7 +48,7 @@ from tools.benchmarking.methods import (
     methods_for,
     reversible,
 )
-from tools.benchmarking.networks import NETWORKS, build, make_input
+from tools.benchmarks.networks import NETWORKS, build, make_input
 from tools.result_files import markdown_table, origin, write_json
 
 
@@ -315,7 +315,7 @@ def main() -> None:
         if arguments.out:
             write_json(arguments.out, result)
         if arguments.plot:
-            from tools.benchmarking.pictures import draw_time_against_memory
+            from tools.benchmarks.pictures import draw_time_against_memory
 
             draw_time_against_memory(arguments.plot, result)
         gc.collect()

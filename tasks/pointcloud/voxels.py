@@ -9,7 +9,8 @@ from .neighbours import nearest_points
 
 # A voxel is crowded that has more points than this, and than so many times the points that one
 # voxel of a hundred has or exceeds. The fullest voxels of rooms have up to 3.2 times those, by the
-# rooms that tools/furnished_rooms.py makes and a real one (ScanNet), in voxels of 0.02 to 0.5 m.
+# rooms that tools/demos/furnished_rooms.py makes and a real one (ScanNet), in voxels of 0.02 to
+# 0.5 m.
 FEW = 32
 CROWDED = 5
 

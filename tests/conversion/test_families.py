@@ -1,4 +1,4 @@
-"""What every family promises, on a small network of each (tools/families)."""
+"""What every family promises, on a small network of each (tools/pages/families)."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ import dr2net
 from dr2net.diagnostics import bytes_kept, gradient_error
 from tests.conversion.families import converted
 from tests.toy import assert_same_bits, gradients
-from tools.families import EXAMPLES
+from tools.pages.families import EXAMPLES
 
 FAMILIES = pytest.mark.parametrize("family", list(EXAMPLES))
 

@@ -14,11 +14,11 @@ from timm.models.vision_transformer import (
 )
 from torch import nn
 
-pytest.importorskip("mmengine")  # tools.families builds OpenMMLab's networks too
+pytest.importorskip("mmengine")  # tools.pages.families builds OpenMMLab's networks too
 import dr2net
 from dr2net.conversion.timm_resnet import MODULES, convolutions
 from tests.toy import assert_same_bits, gradients
-from tools.families.timm import EXAMPLES
+from tools.pages.families.timm import EXAMPLES
 
 HIERARCHICAL = [name for name, example in EXAMPLES.items() if example.chains > 1]
 PLAIN = ["timm EVA-02", "timm BEiT"]

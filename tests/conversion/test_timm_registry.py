@@ -1,10 +1,16 @@
-"""Every model that timm registers and an adapter knows: ``tools/timm_models.py``."""
+"""Every model that timm registers and an adapter knows: ``tools/pages/timm_models.py``."""
 
 import pytest
 import torch
 
 from dr2net.conversion import FAMILIES
-from tools.timm_models import PAGE, check_all, convert_at_full_size, draw_page, supported_models
+from tools.pages.timm_models import (
+    PAGE,
+    check_all,
+    convert_at_full_size,
+    draw_page,
+    supported_models,
+)
 
 TIMM = [path for path in FAMILIES if path.startswith("timm.")]
 
@@ -39,7 +45,7 @@ def test_only_networks_without_a_block_that_keeps_its_shape_are_refused(outcomes
 
 def test_the_page_is_what_the_tool_writes(outcomes):
     assert PAGE.read_text(encoding="utf-8") == draw_page(outcomes), (
-        "run python tools/timm_models.py"
+        "run python tools/pages/timm_models.py"
     )
 
 

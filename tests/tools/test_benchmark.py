@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("matplotlib")
 import dr2net
-from tools import benchmark, benchmark_scaling, gradient_error, peak_anatomy
+from tools import benchmark
 from tools.benchmark import share_parameters
-from tools.benchmarking.methods import METHODS, STORED, compiled
-from tools.benchmarking.networks import VITS, build, input_shape
+from tools.benchmarks import gradient_error, peak_anatomy, scaling
+from tools.benchmarks.methods import METHODS, STORED, compiled
+from tools.benchmarks.networks import VITS, build, input_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--models", "vit_tiny", "--depths", "3", "--sizes", "64", "--batches", "2"]
@@ -174,13 +175,13 @@ def test_a_smaller_budget_makes_the_compiler_keep_less():
 
 class TestScaling:
     def test_a_sweep_is_measured_drawn_and_written(self, tmp_path, monkeypatch):
-        case = replace(benchmark_scaling.TINY, size=32, batch=1)
+        case = replace(scaling.TINY, size=32, batch=1)
         cases = {depth: replace(case, depth=depth) for depth in (1, 2, 4)}
-        sweep = benchmark_scaling.Sweep("A title.", "blocks", cases, steps=2)
-        monkeypatch.setitem(benchmark_scaling.SWEEPS, "depth", sweep)
+        sweep = scaling.Sweep("A title.", "blocks", cases, steps=2)
+        monkeypatch.setitem(scaling.SWEEPS, "depth", sweep)
         options = ["x", "depth", "--turns", "2", "--results", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", options)
-        benchmark_scaling.main()
+        scaling.main()
         rows = json.loads((tmp_path / "scaling_depth.json").read_text())["rows"]
         found = {(row["quantity"], row["method"]): row for row in rows}
         assert float(found["kept (MB)", "Dr²Net, exact (0, 1)"]["power"]) < 0.05
@@ -190,14 +191,14 @@ class TestScaling:
 
     def test_what_would_not_fit_is_left_out(self):
         before = {10: {"kept": 10**9}}
-        assert benchmark_scaling.fits(before, 20, power=1)
-        assert not benchmark_scaling.fits(before, 10**6, power=1)
-        assert not benchmark_scaling.fits(before, 10**4, power=2)
+        assert scaling.fits(before, 20, power=1)
+        assert not scaling.fits(before, 10**6, power=1)
+        assert not scaling.fits(before, 10**4, power=2)
 
     def test_the_sweeps_have_the_sizes_that_they_name(self):
-        for width, case in benchmark_scaling.SWEEPS["models"].cases.items():
+        for width, case in scaling.SWEEPS["models"].cases.items():
             assert VITS[case.model][0] == width
-        assert max(benchmark_scaling.SWEEPS["tokens"].cases) > 50_000
+        assert max(scaling.SWEEPS["tokens"].cases) > 50_000
 
 
 def test_the_parts_of_the_peak_add_up(tmp_path):

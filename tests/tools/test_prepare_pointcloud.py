@@ -15,7 +15,7 @@ pytest.importorskip("mmengine")
 from tasks.pointcloud.class_names import CLASSES
 from tasks.pointcloud.room_files import find_rooms, read_room
 from tools import prepare_pointcloud
-from tools.furnished_rooms import write_rooms
+from tools.demos.furnished_rooms import write_rooms
 from tools.prepare_pointcloud import convert_room, main
 
 HALLWAY = "Area_5/hallway_6"

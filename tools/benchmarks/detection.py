@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dr2net
 from tools.arguments import positive
-from tools.benchmarking.pictures import draw_peaks
+from tools.benchmarks.pictures import draw_peaks
 from tools.benchmarks.steps import Step, cells, measure_steps, notes
 from tools.result_files import markdown_table, origin, write_json
 

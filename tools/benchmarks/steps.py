@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from tools.benchmarking.measurements import peak_bytes, quartiles, seconds_of_step
+from tools.benchmarks.measurements import peak_bytes, quartiles, seconds_of_step
 
 Loss = Callable[[], Tensor]
 

@@ -1,6 +1,6 @@
 """Pretrain a tiny Swin detector conventionally on one part of the images; "make demo-detection".
 
-    python tools/small_object_images.py data/small_objects
+    python tools/demos/small_object_images.py data/small_objects
     python tools/train.py configs/detection/demo/pretrain_retinanet_small_objects.py
 
 Images of 1024 × 1024 pixels are cut into tiles of 256 for training, and for testing into four whose

@@ -1,6 +1,6 @@
 """Pretrain a tiny PointViT conventionally on furnished homes; "make demo-pointcloud" runs it.
 
-    python tools/furnished_rooms.py data/rooms/pretrain --look home --rooms 4
+    python tools/demos/furnished_rooms.py data/rooms/pretrain --look home --rooms 4
     python tools/prepare_pointcloud.py \
         data/rooms/pretrain/Stanford3dDataset_v1.2_Aligned_Version data/rooms/pretrain/rooms
     python tools/train.py configs/pointcloud/demo/pretrain_point_vit_tiny_rooms.py

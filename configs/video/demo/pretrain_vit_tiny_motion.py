@@ -1,6 +1,6 @@
 """Pretrain a tiny ViT conventionally on one part of the motion clips; "make demo" runs it.
 
-    python tools/motion_clips.py data/motion
+    python tools/demos/motion_clips.py data/motion
     python tools/train.py configs/video/demo/pretrain_vit_tiny_motion.py
 
 The K400 recipe on clips of 32 × 32 pixels, without the regularisation that 240 thousand videos need

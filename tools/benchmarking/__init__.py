@@ -1,1 +1,0 @@
-"""What the benchmarks share: networks, ways of training them, measurements and pictures."""

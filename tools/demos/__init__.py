@@ -1,0 +1,1 @@
+"""The demos: what they generate, train and draw."""

@@ -1,0 +1,1 @@
+"""What writes the tables of README and docs."""
