@@ -297,6 +297,9 @@ def _wrapped(text: str, **options: Any) -> str:
 def main() -> None:
     """Write the page."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    # With more, PyTorch adds up the gradients of Swin's tables of positions in any order: not even
+    # the original networks repeat themselves.
+    torch.set_num_threads(1)
     outcomes = check_all(supported_models())
     different = [
         model.name
