@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from dr2net.openmmlab import ValidateResumedHook
+from dr2net.openmmlab import OtherBatchSizeHook, ValidateResumedHook
 from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
 from tools.deterministic import FirstIterationHook, choose_workspace, explain_refusals
@@ -69,6 +69,7 @@ def main(arguments: list[str] | None = None) -> Runner:
     choose_checkpoint(config, args.resume)
 
     runner = Runner.from_cfg(config)
+    runner.register_hook(OtherBatchSizeHook())
     if config.get("resume"):
         runner.register_hook(ValidateResumedHook())
     with ExitStack() as around:

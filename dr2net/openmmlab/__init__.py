@@ -6,17 +6,14 @@ It changes nothing else. What our tools mend of an OpenMMLab installation is a s
 
 from . import checkpoint, random_state
 from .backbone import Dr2NetBackbone
-from .hook import (
-    CoefficientScheduleHook,
-    Dr2NetHook,
-    ValidateResumedHook,
-    VerificationHook,
-)
+from .hook import CoefficientScheduleHook, Dr2NetHook, VerificationHook
+from .resuming import OtherBatchSizeHook, ValidateResumedHook
 
 __all__ = [
     "CoefficientScheduleHook",
     "Dr2NetBackbone",
     "Dr2NetHook",
+    "OtherBatchSizeHook",
     "ValidateResumedHook",
     "VerificationHook",
     "checkpoint",

@@ -1,4 +1,4 @@
-"""Hooks of a run: they convert, move (α, β), verify gradients, and make up for a validation."""
+"""Hooks of a run: they convert, move (α, β), and verify gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from ..conversion import chains, convert, require_chains
@@ -18,7 +18,7 @@ from ..optimizers import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step
 
-__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "ValidateResumedHook", "VerificationHook"]
+__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "VerificationHook"]
 
 
 @HOOKS.register_module()
@@ -198,29 +198,3 @@ class VerificationHook(Hook):
         except RuntimeError as error:
             raise RuntimeError(f"Verification at iteration {runner.iter}: {error}") from error
         self._verified = True
-
-
-@HOOKS.register_module()
-class ValidateResumedHook(Hook):
-    """Validates a checkpoint that is resumed from, where its validation came after it.
-
-    A run that is killed in a validation has written its checkpoint already, and mmengine's loops go
-    on with the epoch after it: the figures would be missing, and ``save_best`` not know of them.
-    """
-
-    # After CheckpointHook, whose priority is VERY_LOW and which then knows where to save the best.
-    priority = "LOWEST"
-
-    def before_train(self, runner: Runner) -> None:
-        loop, validation = runner.train_loop, runner.val_loop
-        if validation is None:
-            return
-        if isinstance(loop, EpochBasedTrainLoop):
-            within_an_epoch = loop.iter != loop.epoch * len(loop.dataloader)
-            step, last = 0 if within_an_epoch else loop.epoch, loop.max_epochs
-        else:
-            step, last = loop.iter, loop.max_iters
-        loop._decide_current_val_interval()
-        if 0 < step >= loop.val_begin and (step % loop.val_interval == 0 or step == last):
-            runner.logger.info(f"validating what was resumed, of {step} of {last}")
-            validation.run()

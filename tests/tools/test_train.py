@@ -124,6 +124,28 @@ default_hooks = dict(
         assert logged(tmp_path / "resumed") == logged(tmp_path / "unbroken")[3:]
         assert_same_weights(tmp_path / "unbroken/iter_6.pth", tmp_path / "resumed/iter_6.pth")
 
+    def test_on_another_number_of_processes_rates_are_those_of_that_number(
+        self, make_config, train, run_command, logged, tmp_path
+    ):
+        config = make_config(
+            extra="""
+train_dataloader["batch_size"] = 1
+auto_scale_lr = dict(enable=True, base_batch_size=4)
+param_scheduler = [dict(type="LinearLR", start_factor=0.1, end=2, convert_to_iter_based=True)]
+"""
+        )
+        train(config, tmp_path / "unbroken", "--no-validate")
+        run_command(
+            "env", "OMP_NUM_THREADS=1", "tools/dist_train.sh", config, 2,
+            "--work-dir", tmp_path / "two", "--no-validate",
+            "--cfg-options", "train_cfg.max_epochs=1",
+        )  # fmt: skip
+        checkpoint = str(tmp_path / "two/epoch_1.pth")
+        train(config, tmp_path / "one", "--no-validate", "--resume", checkpoint)
+        rates = logged(tmp_path / "unbroken", "lr")
+        assert len(rates) == 8
+        assert logged(tmp_path / "one", "lr") == rates[4:]
+
     @pytest.mark.parametrize("epoch", [1, 2])
     def test_a_validation_that_a_kill_took_is_made_up_for(
         self, epoch, trained, train, logged, tmp_path
