@@ -81,7 +81,6 @@ def test_coefficients_that_others_wrote_are_reported():
 def test_torchscript_is_refused_with_what_to_do_instead():
     with pytest.raises(RuntimeError, match=r"cannot compile blocks: .*torch\.export.*revert"):
         torch.jit.script(vit(1, 0.1))
-    assert torch.jit.script(dr2net.revert(vit(1, 0)))(IMAGES).shape == (2, 1000)
 
 
 def run_onnx(model, x, path):

@@ -164,7 +164,7 @@ class VideoListDataset(BaseActionDataset):
                 f"cannot be read: {reason[-1]}"
             ) from error
         except KeyError as error:
-            if error.args != ("imgs",):
+            if error.args[0] not in ("imgs", "img_shape"):  # what decoding gives
                 raise
         raise ValueError(
             "the pipeline decodes nothing: it needs one like dict(type='DecordDecode'), "

@@ -85,11 +85,11 @@ class TestAnnotation:
             VideoListDataset("train.txt", PIPELINE, {"video": "videos"}, data_root=str(tmp_path))
 
     @pytest.mark.parametrize("pipeline", [PIPELINE[:2], [*PIPELINE[:2], *PIPELINE[3:]]])
-    def test_a_pipeline_that_decodes_nothing_is_an_error(self, make_dataset, pipeline):
+    def test_a_pipeline_that_decodes_nothing_is_an_error(self, make_dataset, videos, pipeline):
         with pytest.raises(ValueError, match="the pipeline decodes nothing"):
             make_dataset(LINES, pipeline=pipeline)[0]
 
-    def test_a_decoder_is_known_by_what_it_does(self, make_dataset):
+    def test_a_decoder_is_known_by_what_it_does(self, make_dataset, videos):
         class Frames(DecordDecode):
             """A decoder of another's, whose name tells nothing."""
 
