@@ -7,7 +7,7 @@ from contextlib import suppress
 from copy import copy
 from functools import partial
 from itertools import groupby, product
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -254,6 +254,12 @@ class Container(nn.Module):
                 if hook is refuse_direct_call:
                     del block._forward_pre_hooks[number]
         return container
+
+    def __prepare_scriptable__(self) -> NoReturn:  # torch.jit.script calls it first
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {self.name}: ship the network by torch.export or "
+            "torch.onnx.export, or as the plain one, by dr2net.revert."
+        )
 
     def extra_repr(self) -> str:
         if self.coefficients.is_meta:

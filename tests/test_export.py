@@ -78,6 +78,11 @@ def test_coefficients_that_others_wrote_are_reported():
     assert torch.equal(torch.export.export(chain, (x,)).module()(x), chain(x))
 
 
+def test_torchscript_is_refused_with_what_to_do_instead():
+    with pytest.raises(RuntimeError, match=r"cannot compile blocks: .*torch\.export.*revert"):
+        torch.jit.script(vit(1, 0.1))
+
+
 def run_onnx(model, x, path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -446,7 +446,7 @@ def of_transformers(family, name):
 
 def of_mmaction(file, name):
     pytest.importorskip("mmcv")
-    import dr2net.openmmlab  # makes mmaction2 importable  # noqa: F401
+    import dr2net.openmmlab.mended  # makes mmaction2 importable  # noqa: F401
 
     module = pytest.importorskip(f"mmaction.models.backbones.{file}")
     return getattr(module, name)(8, 32)

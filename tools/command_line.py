@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import importlib
 import os
 import subprocess
 from pathlib import Path
@@ -11,8 +12,12 @@ from mmengine.config import Config, DictAction
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 
-import dr2net.openmmlab  # noqa: F401 - mends OpenMMLab before a config imports it
+import dr2net.openmmlab.mended  # noqa: F401 - mends OpenMMLab before a config imports it
+from dr2net.openmmlab import compatibility
 from dr2net.openmmlab.checkpoint import trust_checkpoints
+
+# Another's config may call operators of mmcv and not import ours for them.
+compatibility.look_for_operators(lambda: importlib.import_module("tasks.detection"))
 
 
 def build_parser(description: str) -> argparse.ArgumentParser:

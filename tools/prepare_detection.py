@@ -248,6 +248,11 @@ def main(arguments: list[str] | None = None) -> None:
             command.add_argument(
                 "--images", type=Path, help="folder of the images, to check files and sizes"
             )
+            command.add_argument(
+                "--boxes-as-shown",
+                action="store_true",
+                help="boxes are known to be drawn on images as EXIF turns them",
+            )
         if layout == "tinyperson":
             command.add_argument(
                 "--cut-to", type=Path, help="folder for the parts of a corner annotation's images"
@@ -275,7 +280,8 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{args.source} speaks of whole images: leave out --cut-to")
     else:
         coco = convert_coco_like(args.source, classes, ignored)
-    coco, found = clean(coco, images, locate=locate)
+    shown = getattr(args, "boxes_as_shown", True)
+    coco, found = clean(coco, images, locate=locate, boxes_as_shown=shown)
     settle([*findings, *found], bad_input, args.source, size_of(coco))
     if not coco["images"]:
         raise BadInputError(f"{args.source}: no image is left, so nothing is written", findings)

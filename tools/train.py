@@ -1,5 +1,7 @@
 """Train a model: python tools/train.py CONFIG [options]."""
 
+import errno
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,12 +15,14 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from dr2net.openmmlab import ValidateResumedHook
+from dr2net.openmmlab import OtherBatchSizeHook, ValidateResumedHook
 from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
 from tools.deterministic import FirstIterationHook, choose_workspace, explain_refusals
 
 PATIENCE = 20  # seconds
+# What network file systems answer that have no locks.
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 def main(arguments: list[str] | None = None) -> Runner:
@@ -65,10 +69,12 @@ def main(arguments: list[str] | None = None) -> Runner:
     config.randomness = randomness
     if randomness.get("deterministic"):
         choose_workspace()
+    leave_out_late_schedules(config)
     adapt_to_cpu(config)
     choose_checkpoint(config, args.resume)
 
     runner = Runner.from_cfg(config)
+    runner.register_hook(OtherBatchSizeHook())
     if config.get("resume"):
         runner.register_hook(ValidateResumedHook())
     with ExitStack() as around:
@@ -78,6 +84,31 @@ def main(arguments: list[str] | None = None) -> Runner:
             around.enter_context(explain_refusals())
         runner.train()
     return runner
+
+
+def leave_out_late_schedules(config: Config) -> None:
+    """Leave out what would move learning rates after the run's end, which mmengine cannot build.
+
+    As in a run that is shortened to fewer epochs than the warm-up has.
+    """
+    loop, schedules = config.get("train_cfg") or {}, config.get("param_scheduler") or []
+    if isinstance(schedules, dict):
+        if "type" not in schedules:  # of several optimizers
+            return
+        schedules = [schedules]
+    kept = []
+    for schedule in schedules:
+        unit = "epochs" if schedule.get("by_epoch", True) else "iters"
+        last = loop.get(f"max_{unit}")
+        if last is None or schedule.get("begin", 0) < last:
+            kept.append(schedule)
+        else:
+            print_log(
+                f"{schedule.type} is left out: it begins at {schedule.begin}, and the run has "
+                f"{last} {unit}",
+                level=logging.WARNING,
+            )
+    config.param_scheduler = kept
 
 
 @contextmanager
@@ -97,7 +128,9 @@ def the_only_run_in(work_dir: Path) -> Iterator[None]:
                 f"another training is at work in {work_dir}: wait for it to end, or give another "
                 "folder with --work-dir"
             ) from None
-        except NotImplementedError:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise
             print_log(f"no locks in the file system of {work_dir}: others are not kept out of it")
     try:
         yield

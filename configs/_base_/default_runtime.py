@@ -37,7 +37,8 @@ env_cfg = dict(
 log_processor = dict(type="LogProcessor", window_size=20, by_epoch=True)
 log_level = "INFO"
 visualizer = dict(
-    type="mmengine.Visualizer",
+    # What mmaction2's inferencers draw with.
+    type="ActionVisualizer",
     vis_backends=[
         dict(type="mmengine.LocalVisBackend"),
         dict(type="mmengine.TensorboardVisBackend"),

@@ -26,3 +26,4 @@ default_hooks = dict(
     # A resumed run continues with the losses of the unbroken one.
     randomness=dict(type="ResumableRandomnessHook"),
 )
+visualizer = dict(type="Visualizer")

@@ -5,7 +5,7 @@
     python tools/test.py configs/detection/dr2net_retinanet_swint_aitod.py CHECKPOINT
 
 Recipe: that of conventional_retinanet_swint_aitod.py, with the coefficients of Dr²Net
-(arXiv 2401.04105) moving from the pretrained network to a reversible one over four of 12 epochs.
+(arXiv 2401.04105) moving from the pretrained network to a reversible one over a third of the run.
 """
 
 _base_ = "./conventional_retinanet_swint_aitod.py"
@@ -24,14 +24,13 @@ model = dict(
     )
 )
 
-# By iteration, because twelve epochs are too few steps; four epochs of 16 images an iteration.
+# By iteration, because twelve epochs are too few steps.
 default_hooks = dict(
     coefficients=dict(
         type="CoefficientScheduleHook",
         alpha=(1.0, 0.0),
         beta=(0.1, 1.0),
-        begin=0,
-        end=4 * 701,
+        share=1 / 3,
         by_epoch=False,
         order="alternate",
     )

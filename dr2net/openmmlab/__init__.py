@@ -1,28 +1,19 @@
 """dr2net in OpenMMLab: import this module (``custom_imports``) and its types are registered.
 
-Importing it also makes the versions of setup.cfg work together (``compatibility``) and mmengine
-open checkpoints without running code from them (``checkpoint``).
+It changes nothing else. What our tools mend of an OpenMMLab installation is a second import:
+``dr2net.openmmlab.mended``.
 """
 
-from . import compatibility
-
-compatibility.install()
-
-from . import checkpoint, random_state  # noqa: E402
-from .backbone import Dr2NetBackbone  # noqa: E402
-from .hook import (  # noqa: E402
-    CoefficientScheduleHook,
-    Dr2NetHook,
-    ValidateResumedHook,
-    VerificationHook,
-)
-
-checkpoint.install()
+from . import checkpoint, random_state
+from .backbone import Dr2NetBackbone
+from .hook import CoefficientScheduleHook, Dr2NetHook, VerificationHook
+from .resuming import OtherBatchSizeHook, ValidateResumedHook
 
 __all__ = [
     "CoefficientScheduleHook",
     "Dr2NetBackbone",
     "Dr2NetHook",
+    "OtherBatchSizeHook",
     "ValidateResumedHook",
     "VerificationHook",
     "checkpoint",

@@ -11,6 +11,7 @@ with ``register_checkpoint_converter``.
 """
 
 import argparse
+import errno
 import logging
 import os
 import pickle
@@ -31,6 +32,9 @@ from mmengine.runner import CheckpointLoader
 
 Converter = Callable[[dict], dict | None]
 MapLocation = torch.device | str | None
+
+# What network file systems and those of FUSE answer that do not do it, or not for folders.
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.ENOSYS)
 
 _converters: list[Converter] = []
 _trusted = False
@@ -293,12 +297,20 @@ class AtomicLocalBackend(LocalBackend):
             with suppress(FileNotFoundError):
                 partial.unlink()
             raise
-        # The rename itself is on the disk only once the folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring a rename in a folder to the disk, where the file system does that for folders."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 def find_resumable_checkpoint(work_dir: str | os.PathLike) -> Path | None:

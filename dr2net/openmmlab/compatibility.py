@@ -1,12 +1,12 @@
 """Make the OpenMMLab versions of setup.cfg import and work together.
 
-Four known problems, each mended only where it is found:
+Five known problems, each mended only where it is found:
 
 - mmcv installed without its compiled operators lacks ``mmcv._ext``, which ``mmcv.ops`` and
   ``mmdet.models`` import at once. A stand-in lets them import; an operator that is then called
-  raises an error that says what is missing, unless a task gave a body for it
-  (``provide_operators``). Where the compiled module exists it is left alone, and one that exists
-  but does not load fails with its own error.
+  raises an error that says what is missing, unless a body for it was given
+  (``provide_operators``) or is found then (``look_for_operators``). Where the compiled module
+  exists it is left alone, and one that exists but does not load fails with its own error.
 - mmaction2 1.2.0 refuses mmcv 2.2 and later by an assertion, although all that dr2net uses of it
   works with 2.2 and 2.3.
 - mmaction2 1.2.0 imports, where transformers is installed, names that transformers 5 no longer has.
@@ -14,6 +14,7 @@ Four known problems, each mended only where it is found:
   transformers.
 - The mmaction2 1.2.0 wheel lacks ``mmaction.models.localizers.drn``, a sub-package that its own
   ``__init__`` imports.
+- mmdet prints at each start, twice, that it could not import OneDL, where that is not installed.
 """
 
 import importlib.machinery
@@ -21,7 +22,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 MMACTION_VERSION = "1.2.0"
 # What mmaction2 1.2.0 refuses at import and was seen to work with.
@@ -30,9 +31,20 @@ MMCV_RELEASES = ("2.2", "2.3")
 MMCV_ACCEPTED = "2.1.0"
 
 
+# What mmdet imports for OneDL, by module.
+ONEDL = {
+    "mmdet.datasets.onedl": ("OneDLDataset", "OneDLLineInstancesDatasetAdapter"),
+    "mmdet.datasets.transforms.loading_onedl": ("LoadLineAnnotations", "LoadOneDLSegmentation"),
+}
+
+# Called at the first operator that is missing.
+_looking: list[Callable[[], object]] = []
+
+
 def install() -> None:
     """Mend what needs it; a second call changes nothing."""
     _stand_in_for_compiled_ops()
+    _stand_in_for_onedl()
     if _installed_version("mmaction2") == MMACTION_VERSION:
         _stand_in_for_drn()
         _import_mmaction()
@@ -53,6 +65,14 @@ def provide_operators(operators: Mapping[str, Callable[..., Any]]) -> bool:
         return False
     vars(stand_in).update(operators)
     return True
+
+
+def look_for_operators(provide: Callable[[], object]) -> None:
+    """Have ``provide`` called once, where a compiled operator is called that is missing.
+
+    For what takes too long to import for models that call none of them.
+    """
+    _looking.append(provide)
 
 
 class _StandIn(ModuleType):
@@ -91,11 +111,15 @@ def _stand_in_for_compiled_ops() -> None:
     if not _exists("mmcv") or _exists("mmcv._ext"):
         return
 
-    def __getattr__(name: str) -> Callable[..., NoReturn]:  # noqa: N807 - a module's (PEP 562)
+    def __getattr__(name: str) -> Callable[..., Any]:  # noqa: N807 - a module's (PEP 562)
         if name.startswith("__"):
             raise AttributeError(name)
 
-        def missing_operator(*_: object, **__: object) -> NoReturn:
+        def missing_operator(*args: Any, **kwargs: Any) -> Any:
+            while _looking:
+                _looking.pop()()
+            if name in vars(stand_in):
+                return vars(stand_in)[name](*args, **kwargs)
             raise RuntimeError(
                 f"mmcv's compiled operator {name!r} was called, but this mmcv was installed "
                 "without compiled operators. Install onedl-mmcv with them (pip install "
@@ -105,7 +129,19 @@ def _stand_in_for_compiled_ops() -> None:
 
         return missing_operator
 
-    _add_module("mmcv._ext").__getattr__ = __getattr__  # type: ignore[method-assign]
+    stand_in = _add_module("mmcv._ext")
+    stand_in.__getattr__ = __getattr__  # type: ignore[method-assign]
+
+
+def _stand_in_for_onedl() -> None:
+    """Modules with the names that mmdet imports, which are then in no registry, as without."""
+    if not _exists("mmdet") or _exists("onedl"):
+        return
+    for module, names in ONEDL.items():
+        if module not in sys.modules:
+            stand_in = _add_module(module)
+            for name in names:
+                setattr(stand_in, name, None)
 
 
 def _stand_in_for_drn() -> None:

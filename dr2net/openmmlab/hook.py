@@ -1,15 +1,16 @@
-"""Hooks of a run: they convert, move (α, β), verify gradients, and make up for a validation."""
+"""Hooks of a run: they convert, move (α, β), and verify gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from ..conversion import chains, convert, require_chains
@@ -18,7 +19,7 @@ from ..optimizers import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step
 
-__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "ValidateResumedHook", "VerificationHook"]
+__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "VerificationHook"]
 
 
 @HOOKS.register_module()
@@ -31,33 +32,58 @@ class CoefficientScheduleHook(Hook):
     The coefficients follow from the epoch or iteration alone, so a resumed run goes on as an
     unbroken one. With ``EMAHook``, the averaged model gets the coefficients of the trained one.
 
+    A run that ends before the coefficients do is warned about.
+
     Args:
         by_epoch: whether ``begin``, ``end`` and ``interval`` count epochs or iterations.
-        schedule: the arguments of ``dr2net.CoefficientSchedule``.
+        share: instead of ``begin`` and ``end``, the part of the run in which the coefficients move:
+            ``0.5`` is its first half, ``(0.1, 0.5)`` begins after a tenth. In a run too short for
+            a turn of α and one of β they move for as long.
+        schedule: the other arguments of ``dr2net.CoefficientSchedule``.
     """
 
-    def __init__(self, by_epoch: bool = True, **schedule: Any) -> None:
+    def __init__(
+        self,
+        by_epoch: bool = True,
+        share: float | Sequence[float] | None = None,
+        **schedule: Any,
+    ) -> None:
         for name in ("alpha", "beta"):  # lists in configs that come from JSON or the command line
             if isinstance(schedule.get(name), list):
                 schedule[name] = tuple(schedule[name])
         self.by_epoch = by_epoch
+        self.share = None if share is None else _checked_share(share, schedule)
         self.schedule = CoefficientSchedule(**schedule)
 
     def before_train(self, runner: Runner) -> None:
-        if (
-            self.by_epoch
-            and self.schedule.at(self.schedule.begin) != self.schedule.at(self.schedule.end)
-            and isinstance(runner.train_loop, IterBasedTrainLoop)
-        ):
-            raise ValueError(
-                "CoefficientScheduleHook counts epochs, and an IterBasedTrainLoop has none, so "
-                "that α and β would never move: give it by_epoch=False, and end in iterations."
-            )
+        schedule = self.schedule
+        if schedule.at(schedule.begin) != schedule.at(schedule.end):
+            if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+                raise ValueError(
+                    "CoefficientScheduleHook counts epochs, and an IterBasedTrainLoop has none, so "
+                    "that α and β would never move: give it by_epoch=False, and end in iterations."
+                )
+            self._fit_to(runner, runner.max_epochs if self.by_epoch else runner.max_iters)
         self._chains = require_chains(runner.model)
         averaged = (hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook))
         self._all = [*self._chains, *(chain for model in averaged for chain in chains(model))]
         self._scale: float | None = None
         self._by_scaler, self._before = 0, skipped_steps[0]
+
+    def _fit_to(self, runner: Runner, steps: int) -> None:
+        """Takes the run's share, and warns if the run, of so many steps, ends before."""
+        if self.share is not None:
+            begin, end = (share * steps for share in self.share)
+            if self.schedule.alpha is not None and self.schedule.order == "alternate":
+                end = max(end, begin + 2 * self.schedule.interval)  # a turn of each
+            self.schedule = replace(self.schedule, begin=begin, end=end)
+        unit, end = "epochs" if self.by_epoch else "iterations", self.schedule.end
+        if end > steps:
+            last = "(α, β) = ({:.3g}, {:.3g})".format(*self.schedule.at(steps - 1))
+            runner.logger.warning(
+                f"The run ends after {steps} {unit}, and (α, β) move until {end:g}: it ends at "
+                f"{last}. Give the hook a smaller end, or share=0.5 for half of any run."
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         if self.by_epoch:
@@ -87,6 +113,20 @@ class CoefficientScheduleHook(Hook):
             chain.set_coefficients(*self.schedule.at(step))
 
 
+def _checked_share(share: float | Sequence[float], schedule: dict[str, Any]) -> tuple[float, float]:
+    """The begin and end of a schedule as parts of the run."""
+    both = sorted(schedule.keys() & {"begin", "end"})
+    if both:
+        raise ValueError(f"share={share} and {both[0]}={schedule[both[0]]}: give one of the two.")
+    begin, end = (0, share) if isinstance(share, (int, float)) else share
+    if not 0 <= begin < end <= 1:
+        raise ValueError(
+            f"share={share}: give the part of the run until which α and β move, such as 0.5, or "
+            "where they begin and end, such as (0.1, 0.5), from 0 to 1."
+        )
+    return begin, end
+
+
 @HOOKS.register_module()
 class Dr2NetHook(CoefficientScheduleHook):
     """Makes the backbone of any model a Dr²Net, by one line of a config.
@@ -103,7 +143,7 @@ class Dr2NetHook(CoefficientScheduleHook):
         mlp_tokens: MLPs train over slices of so many tokens: ``dr2net.slice_mlps``.
         arithmetic, keep, couplings, on_mismatch: as in ``dr2net.convert``.
         options: of the family's adapter, such as ``dict(fused_attention=True)``.
-        by_epoch, schedule: as in ``CoefficientScheduleHook``.
+        by_epoch, share, schedule: as in ``CoefficientScheduleHook``.
     """
 
     priority = "VERY_HIGH"  # before EMAHook copies the model
@@ -119,9 +159,10 @@ class Dr2NetHook(CoefficientScheduleHook):
         on_mismatch: str = "raise",
         options: dict[str, Any] | None = None,
         by_epoch: bool = True,
+        share: float | Sequence[float] | None = None,
         **schedule: Any,
     ) -> None:
-        super().__init__(by_epoch, **schedule)
+        super().__init__(by_epoch, share, **schedule)
         self.modules = [modules] if isinstance(modules, str) else list(modules)
         self.mlp_tokens = mlp_tokens
         self.settings = {
@@ -198,29 +239,3 @@ class VerificationHook(Hook):
         except RuntimeError as error:
             raise RuntimeError(f"Verification at iteration {runner.iter}: {error}") from error
         self._verified = True
-
-
-@HOOKS.register_module()
-class ValidateResumedHook(Hook):
-    """Validates a checkpoint that is resumed from, where its validation came after it.
-
-    A run that is killed in a validation has written its checkpoint already, and mmengine's loops go
-    on with the epoch after it: the figures would be missing, and ``save_best`` not know of them.
-    """
-
-    # After CheckpointHook, whose priority is VERY_LOW and which then knows where to save the best.
-    priority = "LOWEST"
-
-    def before_train(self, runner: Runner) -> None:
-        loop, validation = runner.train_loop, runner.val_loop
-        if validation is None:
-            return
-        if isinstance(loop, EpochBasedTrainLoop):
-            within_an_epoch = loop.iter != loop.epoch * len(loop.dataloader)
-            step, last = 0 if within_an_epoch else loop.epoch, loop.max_epochs
-        else:
-            step, last = loop.iter, loop.max_iters
-        loop._decide_current_val_interval()
-        if 0 < step >= loop.val_begin and (step % loop.val_interval == 0 or step == last):
-            runner.logger.info(f"validating what was resumed, of {step} of {last}")
-            validation.run()

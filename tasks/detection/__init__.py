@@ -1,6 +1,6 @@
 """Detection of small objects, registered with OpenMMLab on import."""
 
-import dr2net.openmmlab  # noqa: F401 - mends mmcv, which the modules below import
+import dr2net.openmmlab.mended  # noqa: F401 - mends mmcv, which the modules below import
 
 from . import operators
 from .dataset import SmallObjectDataset

@@ -9,8 +9,9 @@ ends the run (``"strict"``) or leaves out exactly the entry it names (``"skip"``
 import json
 import logging
 import math
+import os
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from mmengine.logging import print_log
 from PIL import Image
 
 KINDS = (
+    "duplicate category",
     "malformed image entry",
     "duplicate image id",
+    "file of several images",
     "missing file",
     "unreadable file",
     "wrong size",
+    "turned image",
     "empty image",
     "malformed annotation",
     "duplicate annotation id",
@@ -38,6 +42,8 @@ KINDS = (
 # How many findings an error or a log message spells out; the others are counted.
 SPELLED_OUT = 20
 EXIF_ORIENTATION = 0x0112
+# Of its values, those that turn by a quarter; 2 to 4 mirror, or turn by a half.
+QUARTER_TURNS = (5, 6, 7, 8)
 # What PIL raises for damaged files.
 DAMAGED = (OSError, ValueError, SyntaxError)
 
@@ -62,13 +68,18 @@ class BadInputError(ValueError):
         self.findings = findings
 
 
-def read_coco(path: Path) -> dict[str, Any]:
+def read_coco(path: Path, annotated: bool = True) -> dict[str, Any]:
     """Read a COCO file.
+
+    Args:
+        path: The file.
+        annotated: False takes a file without annotations, as there are of images to be predicted.
 
     Raises:
         FileNotFoundError: There is no such file.
         BadInputError: It is not JSON, lacks one of the three lists, or its table of categories
-            has an entry without id and name, or one id or name twice.
+            has an entry without id and name, one id twice, or one name twice with annotations of
+            both.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -78,6 +89,8 @@ def read_coco(path: Path) -> dict[str, Any]:
         coco = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise BadInputError(f"{path} is not a JSON file: {error}", []) from error
+    if not annotated and isinstance(coco, dict):
+        coco.setdefault("annotations", [])
     lists = ("images", "annotations", "categories")
     missing = [k for k in lists if not isinstance(coco, dict) or not isinstance(coco.get(k), list)]
     if missing:
@@ -89,7 +102,8 @@ def read_coco(path: Path) -> dict[str, Any]:
     for key in ("id", "name"):
         values = [isinstance(entry, dict) and entry.get(key) for entry in coco["categories"]]
         unfit = [v for v in values if v is None or v is False or isinstance(v, list | dict)]
-        twice = [v for v, count in Counter(map(str, values)).items() if count > 1]
+        counted = values if key == "id" else _names_in_use(coco)
+        twice = [v for v, count in Counter(map(str, counted)).items() if count > 1]
         if unfit or twice:
             raise BadInputError(
                 f"{path}: every category needs {key} of its own, found "
@@ -99,13 +113,37 @@ def read_coco(path: Path) -> dict[str, Any]:
     return coco
 
 
+def _used(coco: dict[str, Any]) -> set[int | str]:
+    """The category ids that annotations have."""
+    entries = (a.get("category_id") for a in coco["annotations"] if isinstance(a, dict))
+    return {entry for entry in entries if isinstance(entry, int | str)}
+
+
+def _names_in_use(coco: dict[str, Any]) -> list[object]:
+    used = _used(coco)
+    return [c.get("name") for c in coco["categories"] if isinstance(c, dict) and c["id"] in used]
+
+
+def _needless_categories(coco: dict[str, Any]) -> dict[int | str, int | str]:
+    """Unused categories whose name another one has, with that one's id."""
+    used, by_name = _used(coco), defaultdict(list)
+    for category in coco["categories"]:
+        by_name[category["name"]].append(category["id"])
+    needless = {}
+    for identities in by_name.values():
+        kept = next((identity for identity in identities if identity in used), identities[0])
+        needless |= {identity: kept for identity in identities if identity != kept}
+    return needless
+
+
 def category_ids(coco: dict[str, Any], names: Collection[str], path: Path) -> list[int]:
     """Return the category ids of ``names``, in their order.
 
     Raises:
         BadInputError: The file has no category of one of the names.
     """
-    by_name = {category["name"]: category["id"] for category in coco["categories"]}
+    needless = _needless_categories(coco)
+    by_name = {c["name"]: c["id"] for c in coco["categories"] if c["id"] not in needless}
     missing = [name for name in names if name not in by_name]
     if missing:
         raise BadInputError(
@@ -128,6 +166,7 @@ def clean(
     objects: Collection[int] | None = None,
     locate: Callable[[dict], str] | None = None,
     check: Callable[[dict], Finding | None] | None = None,
+    boxes_as_shown: bool = False,
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Return the good entries of a COCO file, and what was found in the others.
 
@@ -142,8 +181,19 @@ def clean(
             image has none. None: images may be empty.
         locate: Says where an annotation comes from; otherwise it is named by its id and image.
         check: Finds what else is wrong in an image's entry.
+        boxes_as_shown: Boxes are known to be drawn on images as EXIF turns them. Otherwise
+            ``"turned image"`` is reported where boxes may miss: sizes do not tell.
     """
-    findings: list[Finding] = []
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    needless = _needless_categories(coco)
+    findings = [
+        Finding(
+            "duplicate category",
+            f"category {i} ({names[i]})",
+            f"no annotation has it, and {kept} has its name",
+        )
+        for i, kept in needless.items()
+    ]
     images: dict[Any, dict] = {}
     listed = set()
     for number, image in enumerate(coco["images"]):
@@ -155,8 +205,11 @@ def clean(
             images[image["id"]] = image
         else:
             findings.append(bad)
+    findings += _several_of_a_file(images)
+    if folder is not None and not boxes_as_shown:
+        findings += _turned(images, coco["annotations"], folder)
 
-    categories = {category["id"] for category in coco["categories"]}
+    categories = names.keys() - needless.keys()
     annotations: dict[Any, dict] = {}
     for number, annotation in enumerate(coco["annotations"]):
         bad = _check_annotation(annotation, number, images, listed, annotations, categories)
@@ -175,7 +228,11 @@ def clean(
             what = "no object in it (allow_empty=True takes such images)"
             findings.append(Finding("empty image", image_name(image), what))
         annotations = {i: a for i, a in annotations.items() if a["image_id"] in images}
-    cleaned = coco | {"images": [*images.values()], "annotations": [*annotations.values()]}
+    cleaned = coco | {
+        "images": [*images.values()],
+        "annotations": [*annotations.values()],
+        "categories": [c for c in coco["categories"] if c["id"] in categories],
+    }
     return cleaned, findings
 
 
@@ -222,11 +279,15 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         OSError: The file is missing, damaged or not an image.
     """
+    size, orientation = _size_and_orientation(path)
+    # cv2 and PIL's exif_transpose follow it.
+    return size[::-1] if orientation in QUARTER_TURNS else size
+
+
+def _size_and_orientation(path: Path) -> tuple[tuple[int, int], int]:
+    """Width and height of the pixels as they are stored, and what EXIF says of turning them."""
     with _images_of_any_size(), Image.open(path) as image:
-        width, height = image.size
-        # Values from 5 on turn the image by a quarter; cv2 and PIL's exif_transpose follow them.
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (height, width) if turned else (width, height)
+        return image.size, image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 @contextmanager
@@ -244,6 +305,40 @@ def _images_of_any_size() -> Iterator[None]:
 def image_name(image: dict) -> str:
     """Return what an image is called in findings."""
     return f"image {image['id']} ({image['file_name']})"
+
+
+def _several_of_a_file(images: dict[Any, dict]) -> list[Finding]:
+    """Take images out of which others have the file: objects of one were background in another."""
+    of_file = defaultdict(list)
+    for identity, image in images.items():
+        of_file[os.path.normpath(image["file_name"])].append(identity)
+    findings = []
+    for identities in (found for found in of_file.values() if len(found) > 1):
+        for identity in identities:
+            others = ", ".join(str(other) for other in identities if other != identity)
+            where = image_name(images.pop(identity))
+            findings.append(Finding("file of several images", where, f"it is that of {others} too"))
+    return findings
+
+
+def _turned(images: dict[Any, dict], annotations: list, folder: Path) -> list[Finding]:
+    """Take images out that EXIF turns without a change of size, if there are boxes in them."""
+    annotated = {a["image_id"] for a in annotations if isinstance(a, dict) and _has_image(a)}
+    findings = []
+    for identity in [identity for identity in images if identity in annotated]:
+        (width, height), orientation = _size_and_orientation(folder / images[identity]["file_name"])
+        if orientation in (2, 3, 4) or (orientation in QUARTER_TURNS and width == height):
+            what = (
+                f"EXIF orientation {orientation} mirrors or turns it as it is loaded, and whether "
+                "its boxes were drawn so is not known: boxes_as_shown=True says that all were; "
+                "otherwise take the orientation out of the file"
+            )
+            findings.append(Finding("turned image", image_name(images.pop(identity)), what))
+    return findings
+
+
+def _has_image(annotation: dict) -> bool:
+    return isinstance(annotation.get("image_id"), int | str)
 
 
 def _is_number(value: object) -> bool:

@@ -47,6 +47,8 @@ class SmallObjectDataset(CocoDataset):
             since detections in them count as false.
         check_images: Read the header of every image file once, at the start, for missing and
             damaged files and wrong sizes. Not done where ``backend_args`` are given.
+        boxes_as_shown: Boxes are known to be drawn on images as EXIF turns them; otherwise images
+            that it turns without a change of size are bad input, if they have boxes.
         **kwargs: The arguments of ``CocoDataset``.
 
     Attributes:
@@ -54,7 +56,8 @@ class SmallObjectDataset(CocoDataset):
 
     Raises:
         FileNotFoundError: There is no annotation file.
-        BadInputError: The annotation file is not a COCO file or has no category of a class, no
+        BadInputError: The annotation file is not a COCO file (in ``test_mode`` it may lack
+            annotations) or has no category of a class, no
             image is left, or something is wrong in it and ``bad_input`` is strict.
     """
 
@@ -65,6 +68,7 @@ class SmallObjectDataset(CocoDataset):
         bad_input: str = "strict",
         allow_empty: bool = False,
         check_images: bool = True,
+        boxes_as_shown: bool = False,
         **kwargs: object,
     ) -> None:
         if isinstance(metainfo, str):
@@ -75,6 +79,7 @@ class SmallObjectDataset(CocoDataset):
         self.bad_input = bad_input
         self.allow_empty = allow_empty
         self.check_images = check_images
+        self.boxes_as_shown = boxes_as_shown
         self.findings: list[Finding] = []
         super().__init__(*args, metainfo=metainfo, **kwargs)
 
@@ -82,7 +87,7 @@ class SmallObjectDataset(CocoDataset):
         """Read and check the annotation file; return what is right in it, an item per image."""
         path = Path(self.ann_file)
         with get_local_path(self.ann_file, backend_args=self.backend_args) as local:
-            coco = read_coco(Path(local))
+            coco = read_coco(Path(local), annotated=not self.test_mode)
         self.cat_ids = category_ids(coco, self.metainfo["classes"], path)
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
         ignored = self.metainfo.get("ignored_classes", ())
@@ -93,7 +98,7 @@ class SmallObjectDataset(CocoDataset):
         folder = None
         if self.check_images and self.backend_args is None:
             folder = Path(self.data_prefix["img"])
-        coco, self.findings = clean(coco, folder, objects)
+        coco, self.findings = clean(coco, folder, objects, boxes_as_shown=self.boxes_as_shown)
         settle(self.findings, self.bad_input, path, size_of(coco))
         self._report_what_is_odd(coco)
 

@@ -1,6 +1,6 @@
 """Segmentation of point clouds, registered with OpenMMLab on import."""
 
-import dr2net.openmmlab  # noqa: F401 - makes OpenMMLab's versions work together
+import dr2net.openmmlab.mended  # noqa: F401 - makes OpenMMLab's versions work together
 
 from .data_preprocessor import PointCloudDataPreprocessor
 from .dataset import RoomDataset

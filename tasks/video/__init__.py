@@ -1,6 +1,6 @@
 """Action recognition on videos, registered with OpenMMLab on import."""
 
-import dr2net.openmmlab  # noqa: F401 - mends mmaction2, which the modules below import
+import dr2net.openmmlab.mended  # noqa: F401 - mends mmaction2, which the modules below import
 
 from .dataset import UnreadableVideoError, VideoListDataset
 from .transforms import ClipRandAugment, DecordOpen

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS
 from dr2net.openmmlab.random_state import sample_random_state
 
 # What mmaction2's and our transforms raise where a file is missing, damaged or not a video.
-_UNREADABLE = (decord.DECORDError, OSError, RuntimeError, ValueError, IndexError)
+UNREADABLE = (decord.DECORDError, OSError, RuntimeError, ValueError, IndexError)
 
 
 class UnreadableVideoError(RuntimeError):
@@ -34,7 +34,7 @@ class VideoListDataset(BaseActionDataset):
 
     Args:
         ann_file: The annotation file.
-        pipeline: Transforms, of which one decodes the video (its type ends in ``Decode``).
+        pipeline: Transforms, of which one decodes the video: from there on items have ``imgs``.
         data_prefix: ``dict(video=FOLDER)``, the folder that the paths are relative to.
         num_classes: Labels are checked to lie in ``0 .. num_classes - 1``; None checks only that
             they are not negative.
@@ -48,7 +48,7 @@ class VideoListDataset(BaseActionDataset):
     Raises:
         FileNotFoundError: The annotation file or the video folder does not exist.
         ValueError: An annotation line does not parse or its label is out of range; the annotation
-            file is empty; the pipeline decodes nothing.
+            file is empty. On indexing: the pipeline decodes nothing.
         UnreadableVideoError: On indexing; see ``test_mode`` and ``max_replacements``.
     """
 
@@ -73,15 +73,21 @@ class VideoListDataset(BaseActionDataset):
             test_mode=test_mode,
             **kwargs,
         )
-        transforms = self.pipeline.transforms
-        decoders = [i for i, t in enumerate(transforms) if type(t).__name__.endswith("Decode")]
-        if not decoders:
-            raise ValueError(
-                "the pipeline decodes nothing: it needs one like dict(type='DecordDecode'), "
-                f"got {[type(t).__name__ for t in transforms]}"
-            )
-        self._decoding = transforms[: decoders[-1] + 1]
-        self._augmentation = transforms[decoders[-1] + 1 :]
+
+    def missing_files(self) -> list[str]:
+        """Return the listed videos that do not exist, with where they are listed."""
+        self.full_init()
+        folders: dict[Path, set[Path]] = {}
+        missing = []
+        for index in range(len(self)):
+            item = self.get_data_info(index)
+            # A list of each folder is quicker than a look at each file, on network file systems.
+            path = Path(item["filename"])
+            if path.parent not in folders:
+                folders[path.parent] = set(path.parent.iterdir()) if path.parent.is_dir() else set()
+            if path not in folders[path.parent]:
+                missing.append(f"{path} ({self.ann_file}, line {item['line']})")
+        return missing
 
     def load_data_list(self) -> list[dict]:
         """Parse the annotation file into ``dict(filename, label, line)`` items."""
@@ -120,13 +126,13 @@ class VideoListDataset(BaseActionDataset):
         """Return one sample, or ``num_repeats`` of it; the data sample lists what it replaced."""
         self.full_init()
         with sample_random_state(index):
-            decoded, unreadable = self._decode_or_replace(int(index))
-            samples = [self._augment(decoded) for _ in range(self.num_repeats)]
+            (decoded, augmentation), unreadable = self._decode_or_replace(int(index))
+            samples = [self._augment(decoded, augmentation) for _ in range(self.num_repeats)]
         if unreadable:
             samples[0]["data_samples"].set_metainfo({"unreadable_videos": unreadable})
         return samples[0] if self.num_repeats == 1 else samples
 
-    def _decode_or_replace(self, index: int) -> tuple[dict, list[str]]:
+    def _decode_or_replace(self, index: int) -> tuple[tuple[dict, list], list[str]]:
         unreadable: list[str] = []
         while True:
             try:
@@ -142,21 +148,31 @@ class VideoListDataset(BaseActionDataset):
                 )
             index = np.random.randint(len(self))  # noqa: NPY002 - seeded by sample_random_state
 
-    def _decode(self, index: int) -> dict:
+    def _decode(self, index: int) -> tuple[dict, list]:
+        """Return an item with ``imgs``, and the transforms that come after it has them."""
         results = self.get_data_info(index)
+        transforms = self.pipeline.transforms
         try:
-            for transform in self._decoding:
+            for number, transform in enumerate(transforms, start=1):
                 results = transform(results)
-        except _UNREADABLE as error:
+                if "imgs" in results:
+                    return results, transforms[number:]
+        except UNREADABLE as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UnreadableVideoError(
                 f"{results['filename']} ({self.ann_file}, line {results['line']}) "
                 f"cannot be read: {reason[-1]}"
             ) from error
-        return results
+        except KeyError as error:
+            if error.args[0] not in ("imgs", "img_shape"):  # what decoding gives
+                raise
+        raise ValueError(
+            "the pipeline decodes nothing: it needs one like dict(type='DecordDecode'), "
+            f"got {[type(transform).__name__ for transform in transforms]}"
+        )
 
-    def _augment(self, decoded: dict) -> dict:
+    def _augment(self, decoded: dict, transforms: list) -> dict:
         results = deepcopy(decoded) if self.num_repeats > 1 else decoded
-        for transform in self._augmentation:
+        for transform in transforms:
             results = transform(results)
         return results

@@ -19,7 +19,7 @@ def timm_vit(depth: int = 3, **options) -> nn.Module:
 
 
 def mmaction_vit(depth: int = 3, **options) -> nn.Module:
-    import dr2net.openmmlab  # noqa: F401  # isort: skip - makes mmaction2 importable
+    import dr2net.openmmlab.mended  # noqa: F401  # isort: skip - makes mmaction2 importable
 
     from mmaction.models.backbones.vit_mae import VisionTransformer
 

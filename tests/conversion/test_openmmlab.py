@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("mmengine")
 import dr2net
-import dr2net.openmmlab  # makes mmaction2 and mmdetection importable
+import dr2net.openmmlab.mended  # makes mmaction2 and mmdetection importable
 from tests.conversion.families import mmaction_vit
 from tests.toy import assert_same_bits, gradients
 

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 
 import dr2net
-import dr2net.openmmlab  # registers Dr2NetBackbone
+import dr2net.openmmlab.mended  # registers Dr2NetBackbone, and makes backbones importable
 from tests.toy import assert_same_bits, gradients
 
 VIT = {

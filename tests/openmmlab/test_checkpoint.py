@@ -1,5 +1,8 @@
 import argparse
+import errno
+import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +260,31 @@ class TestSaving:
                 backend.put(b"new", tmp_path / "a.pth")
         assert (tmp_path / "a.pth").read_bytes() == b"old"
         assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+    def test_folders_that_are_not_brought_to_the_disk_are_no_error(
+        self, backend, tmp_path, monkeypatch, number
+    ):
+        sync = os.fsync
+
+        def refuse_folders(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            sync(descriptor)
+
+        monkeypatch.setattr("os.fsync", refuse_folders)
+        backend.put(b"new", tmp_path / "a.pth")
+        assert (tmp_path / "a.pth").read_bytes() == b"new"
+
+    def test_a_folder_that_cannot_be_brought_to_the_disk_is_an_error(
+        self, backend, tmp_path, monkeypatch
+    ):
+        def fail(*_):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr("os.open", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            backend.put(b"new", tmp_path / "a.pth")
 
     def test_a_kill_leaves_a_whole_file(self, tmp_path):
         # Every save fills the file with one byte; a mixture would be a torn write.

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("mmengine")
+import dr2net.openmmlab.mended  # noqa: F401 - makes mmaction2 importable
 from dr2net.openmmlab import compatibility
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +42,50 @@ def test_openmmlab_modules_import_after_install(module):
     assert result.stdout.strip() == mmcv.__version__
 
 
+def test_importing_the_types_alone_mends_nothing():
+    result = run_python(
+        "import sys, mmengine.runner.checkpoint as c;"
+        "load, schemes = c.load_state_dict, dict(c.CheckpointLoader._schemes);"
+        "import dr2net.openmmlab;"
+        "assert c.load_state_dict is load and c.CheckpointLoader._schemes == schemes;"
+        "assert not {'mmcv', 'mmcv._ext', 'mmaction', 'mmdet'} & set(sys.modules);"
+        "import dr2net.openmmlab.mended;"
+        "assert c.load_state_dict is not load and c.CheckpointLoader._schemes != schemes"
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_mmdet_says_nothing_of_what_is_not_installed():
+    pytest.importorskip("mmdet")
+    result = run_python("import dr2net.openmmlab.mended, mmdet.datasets")
+    assert result.returncode == 0, result.stderr
+    assert "OneDL" not in result.stdout
+
+
+def test_operators_are_looked_for_at_the_first_that_is_missing(loaded_modules, monkeypatch):
+    loaded_modules.pop("mmcv._ext", None)
+    monkeypatch.setattr(compatibility, "_exists", lambda name: name == "mmcv")
+    monkeypatch.setattr(compatibility, "_looking", [])
+    compatibility._stand_in_for_compiled_ops()
+    looked = []
+
+    def provide():
+        looked.append(1)
+        compatibility.provide_operators({"nms": lambda boxes, offset: (boxes, offset)})
+
+    compatibility.look_for_operators(provide)
+    nms, missing = (getattr(loaded_modules["mmcv._ext"], name) for name in ("nms", "carafe"))
+    assert not looked
+    assert nms(1, offset=0) == (1, 0)
+    with pytest.raises(RuntimeError, match="'carafe'"):
+        missing()
+    assert looked == [1]
+
+
 def test_missing_operator_is_named_when_called(loaded_modules, monkeypatch):
     loaded_modules.pop("mmcv._ext", None)
     monkeypatch.setattr(compatibility, "_exists", lambda name: name == "mmcv")
+    monkeypatch.setattr(compatibility, "_looking", [])
     compatibility._stand_in_for_compiled_ops()
     stand_in = loaded_modules["mmcv._ext"]
     assert stand_in.__spec__ is not None

@@ -126,6 +126,7 @@ def test_a_backbone_config_by_its_blocks():
         "type": "mmaction.VisionTransformer", "img_size": 32, "patch_size": 8, "embed_dims": 32,
         "num_heads": 2, "depth": 3, "num_frames": 4,
     }  # fmt: skip
+    import dr2net.openmmlab.mended  # isort: skip - makes mmaction2 importable
     import mmaction.models  # noqa: F401
 
     config = Config({"type": "Dr2NetBackbone", "backbone": backbone, "blocks": "blocks"})

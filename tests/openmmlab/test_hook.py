@@ -135,6 +135,54 @@ def test_epochs_are_not_counted_where_there_are_none(tmp_path, monkeypatch):
     assert dr2net.get_coefficients(runner.model) == (0, pytest.approx(0.55, abs=1e-4))
 
 
+def alphas(tmp_path):
+    return [entry["alpha"] for entry in logged(tmp_path) if "loss" in entry]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_a_share_follows_the_length_of_the_run(tmp_path, epochs):
+    run(tmp_path, epochs, hook={"by_epoch": False, "share": 0.5, "order": "together"})
+    half = 2 * epochs
+    expected = [max(0, 1 - step / half) for step in range(2 * half)]
+    assert alphas(tmp_path) == pytest.approx(expected, abs=2**-16)
+
+
+def test_a_share_may_begin_later_and_count_epochs(tmp_path):
+    run(tmp_path, 6, hook={"share": [1 / 3, 1], "order": "together"}, iterations=1)
+    assert alphas(tmp_path) == pytest.approx([1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_the_turns_of_a_share_fit_into_a_run_of_an_iteration(tmp_path):
+    run(tmp_path, 1, hook={"by_epoch": False, "share": 1 / 3}, iterations=1)
+    (log,) = tmp_path.glob("*/*.log")
+    assert "The run ends after 1 iterations, and (α, β) move until 2" in log.read_text()
+
+
+def test_a_run_that_ends_before_its_schedule_says_so(tmp_path):
+    run(tmp_path / "short", 3, hook={"end": 8}, iterations=1)
+    (log,) = tmp_path.glob("short/*/*.log")
+    assert (
+        "ends after 3 epochs, and (α, β) move until 8: it ends at (α, β) = (0." in log.read_text()
+    )
+    run(tmp_path / "long", 3, hook={"end": 3}, iterations=1)
+    (log,) = tmp_path.glob("long/*/*.log")
+    assert "move until" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": 0.5, "end": 4}, "share=0.5 and end=4: give one of the two"),
+        ({"share": 0}, "share=0: give the part"),
+        ({"share": 1.5}, "share=1.5: give the part"),
+        ({"share": (0.5, 0.2)}, "give the part"),
+    ],
+)
+def test_shares_that_are_none_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dr2net.openmmlab.CoefficientScheduleHook(**PAPER, **settings)
+
+
 def test_without_arguments_it_holds_a_point_of_the_line(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.openmmlab.test_hook.PAPER", {})
     runner = run(tmp_path, 2, hook={"by_epoch": True})

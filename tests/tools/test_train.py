@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import shutil
 import signal
@@ -124,6 +126,28 @@ default_hooks = dict(
         assert logged(tmp_path / "resumed") == logged(tmp_path / "unbroken")[3:]
         assert_same_weights(tmp_path / "unbroken/iter_6.pth", tmp_path / "resumed/iter_6.pth")
 
+    def test_on_another_number_of_processes_rates_are_those_of_that_number(
+        self, make_config, train, run_command, logged, tmp_path
+    ):
+        config = make_config(
+            extra="""
+train_dataloader["batch_size"] = 1
+auto_scale_lr = dict(enable=True, base_batch_size=4)
+param_scheduler = [dict(type="LinearLR", start_factor=0.1, end=2, convert_to_iter_based=True)]
+"""
+        )
+        train(config, tmp_path / "unbroken", "--no-validate")
+        run_command(
+            "env", "OMP_NUM_THREADS=1", "tools/dist_train.sh", config, 2,
+            "--work-dir", tmp_path / "two", "--no-validate",
+            "--cfg-options", "train_cfg.max_epochs=1",
+        )  # fmt: skip
+        checkpoint = str(tmp_path / "two/epoch_1.pth")
+        train(config, tmp_path / "one", "--no-validate", "--resume", checkpoint)
+        rates = logged(tmp_path / "unbroken", "lr")
+        assert len(rates) == 8
+        assert logged(tmp_path / "one", "lr") == rates[4:]
+
     @pytest.mark.parametrize("epoch", [1, 2])
     def test_a_validation_that_a_kill_took_is_made_up_for(
         self, epoch, trained, train, logged, tmp_path
@@ -218,11 +242,55 @@ class TestMistakes:
         assert "clip_1.mp4" in log.read_text()
         assert logged(tmp_path / "run", "unreadable_videos")[-1] >= 1
 
+    def test_missing_videos_of_all_lists_are_named_before_the_first_iteration(
+        self, make_config, train, logged, tmp_path
+    ):
+        data = write_kinetics(tmp_path / "data")
+        for name in ("train/class 1/clip_1", "val/class 0/clip_0", "val/class 1/clip_3"):
+            (data / f"videos_{name}.mp4").unlink()
+        with pytest.raises(FileNotFoundError) as error:
+            train(make_config(data=data), tmp_path / "run")
+        assert "3 videos do not exist" in str(error.value)
+        for named in ("train/class 1/clip_1.mp4", "val/class 0/clip_0.mp4", "_videos.txt, line 4)"):
+            assert named in str(error.value)
+        assert not list((tmp_path / "run").glob("*.pth"))
+        train(make_config(data=data), tmp_path / "no validation", "--no-validate")
+        (log,) = (tmp_path / "no validation").glob("*/*.log")
+        assert "1 videos do not exist" in log.read_text()
+
     def test_unreadable_video_stops_validation(self, make_config, train, tmp_path):
         data = write_kinetics(tmp_path / "data")
-        (data / "videos_val/class 1/clip_1.mp4").unlink()
+        (data / "videos_val/class 1/clip_1.mp4").write_bytes(b"")
         with pytest.raises(RuntimeError, match=r"clip_1\.mp4 .*val_list_videos\.txt, line 2\)"):
             train(make_config(data=data), tmp_path / "run")
+
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+    def test_a_file_system_without_locks_is_trained_on(self, number, tmp_path, monkeypatch):
+        def refuse(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(FileLock, "acquire", refuse)
+        said = []
+        monkeypatch.setattr(tools.train, "print_log", said.append)
+        with tools.train.the_only_run_in(tmp_path):
+            pass
+        assert "no locks in the file system" in said[0]
+
+    def test_a_run_shorter_than_its_warm_up_leaves_out_what_would_follow(
+        self, make_config, train, logged, tmp_path
+    ):
+        schedules = """
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.5, end=5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=5),
+]
+"""
+        settings = ["train_cfg.max_epochs=1"]
+        config = make_config(extra=schedules)
+        runner = train(config, tmp_path / "run", "--no-validate", settings=settings)
+        assert [type(schedule).__name__ for schedule in runner.param_schedulers] == ["LinearLR"]
+        first, second = logged(tmp_path / "run", "lr")
+        assert first < second
 
 
 @pytest.mark.parametrize("base", ["conventional_vitb_k400", "dr2net_vitb_k400"])

@@ -35,7 +35,8 @@ def logged(monkeypatch):
 @pytest.fixture
 def coco(tmp_path):
     """A good COCO file of three images, to be spoilt."""
-    for name, size in (("a.png", (60, 40)), ("b.jpg", (50, 50)), ("c.png", (30, 20))):
+    sizes = {"a.png": (60, 40), "b.jpg": (50, 50), "c.png": (30, 20), "d.png": (60, 40)}
+    for name, size in sizes.items():
         Image.new("RGB", size).save(tmp_path / name)
     return {
         "images": [
@@ -51,7 +52,7 @@ def coco(tmp_path):
             {"id": 105, "image_id": 13, "category_id": 2, "bbox": [0, 0, 30, 20], "iscrowd": 0},
             {"id": 106, "image_id": 13, "category_id": 0, "bbox": [3, 3, 5, 5], "iscrowd": 0},
         ],
-        "categories": CATEGORIES,
+        "categories": [*CATEGORIES],
     }
 
 
@@ -151,7 +152,8 @@ BAD = [
     ("box outside the image", add("annotations", id=1, bbox=[60, 2, 3, 4]), "of 60 × 40", GOOD),
     ("box outside the image", add("annotations", id=1, bbox=[1, -4, 3, 4]), "[1, -4, 3, 4]", GOOD),
     ("box outside the image", set_first("annotations", bbox=[-9, 2, 8, 4]), "", without(11, 0)),
-    ("empty image", add("images", id=9), "image 9 (a.png)", GOOD),
+    ("empty image", add("images", id=9, file_name="d.png"), "image 9 (d.png)", GOOD),
+    ("duplicate category", add("categories", id=7), "category 7 (car)", GOOD),
 ]
 
 
@@ -175,7 +177,53 @@ def test_bad_input_is_named_or_left_out(tmp_path, coco, logged, kind, change, na
 
 
 def test_every_kind_of_bad_input_is_tried():
-    assert {kind for kind, *_ in BAD} | {"unreadable file"} == set(KINDS)
+    of_their_own = {"unreadable file", "turned image", "file of several images"}
+    assert {kind for kind, *_ in BAD} | of_their_own == set(KINDS)
+
+
+def test_every_copy_of_a_file_is_named_or_left_out(tmp_path, coco):
+    add("images", id=9, file_name="./a.png")(coco)
+    add("annotations", id=1, image_id=9)(coco)
+    with pytest.raises(BadInputError) as error:
+        build(tmp_path, coco)
+    assert "image 11 (a.png): file of several images: it is that of 9 too" in str(error.value)
+    assert "image 9 (./a.png): file of several images: it is that of 11 too" in str(error.value)
+    assert contents(build(tmp_path, coco, bad_input="skip")) == without(11)
+
+
+def turn(path, size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(2, (50, 40)), (3, (50, 40)), (4, (50, 40)), (6, (50, 50))]
+)
+def test_an_image_that_exif_turns_unseen_is_named_or_left_out(tmp_path, coco, orientation, size):
+    turn(tmp_path / "b.jpg", size, orientation)
+    coco["images"][1]["height"] = size[1]
+    with pytest.raises(BadInputError, match=rf"image 12 .*EXIF orientation {orientation} mirr"):
+        build(tmp_path, coco)
+    assert contents(build(tmp_path, coco, bad_input="skip")) == without(12)
+    assert contents(build(tmp_path, coco, boxes_as_shown=True)) == GOOD
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 12]
+    assert contents(build(tmp_path, coco, allow_empty=True)) == GOOD | {12: []}
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_an_image_whose_size_tells_how_its_boxes_were_drawn_is_taken(tmp_path, coco, orientation):
+    turned = orientation > 1
+    turn(tmp_path / "b.jpg", (40, 50) if turned else (50, 40), orientation)
+    coco["images"][1]["height"] = 40
+    assert contents(build(tmp_path, coco)) == GOOD
+
+
+def test_images_to_be_predicted_need_no_annotations(tmp_path, coco):
+    del coco["annotations"]
+    assert contents(build(tmp_path, coco, test_mode=True)) == {11: [], 12: [], 13: []}
+    with pytest.raises(BadInputError, match="none named annotations"):
+        build(tmp_path, coco)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +237,7 @@ def test_files_that_are_no_images_are_named_or_left_out(tmp_path, coco, content)
 
 
 def test_an_image_that_exif_turns_has_the_size_it_is_loaded_with(tmp_path, coco):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 60)).save(tmp_path / "turned.jpg", exif=exif)
+    turn(tmp_path / "turned.jpg", (40, 60), 6)
     coco["images"][0]["file_name"] = "turned.jpg"
     dataset = build(tmp_path, coco, pipeline=[{"type": "LoadImageFromFile"}])
     assert dataset.findings == []
@@ -232,7 +278,7 @@ def test_files_are_not_looked_at_where_that_is_switched_off(tmp_path, coco):
 def test_empty_images_are_taken_or_filtered_where_the_config_says_so(
     tmp_path, coco, logged, options
 ):
-    add("images", id=9)(coco)
+    add("images", id=9, file_name="d.png")(coco)
     dataset = build(tmp_path, coco, **options)
     filtered = "filter_cfg" in options
     assert contents(dataset) == (GOOD if filtered else GOOD | {9: []})
@@ -287,6 +333,11 @@ def test_a_class_without_category_is_named_with_those_there_are(tmp_path, coco):
             '{"images": [], "annotations": [], "categories": '
             '[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
             "found 1 twice",
+        ),
+        (
+            '{"images": [], "annotations": [{"category_id": 1}, {"category_id": 2}], '
+            '"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}',
+            "found a twice",
         ),
     ],
 )

@@ -8,6 +8,7 @@ pytest.importorskip("mmengine")
 pytest.importorskip("mmcv")
 from tasks.video import UnreadableVideoError, VideoListDataset  # isort: skip
 
+from mmaction.datasets.transforms import DecordDecode
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader
@@ -83,9 +84,18 @@ class TestAnnotation:
         with pytest.raises(FileNotFoundError, match=rf"{missing} does not exist\. Expected are"):
             VideoListDataset("train.txt", PIPELINE, {"video": "videos"}, data_root=str(tmp_path))
 
-    def test_a_pipeline_that_decodes_nothing_is_an_error(self, make_dataset):
+    @pytest.mark.parametrize("pipeline", [PIPELINE[:2], [*PIPELINE[:2], *PIPELINE[3:]]])
+    def test_a_pipeline_that_decodes_nothing_is_an_error(self, make_dataset, videos, pipeline):
         with pytest.raises(ValueError, match="the pipeline decodes nothing"):
-            make_dataset(LINES, pipeline=PIPELINE[:2])
+            make_dataset(LINES, pipeline=pipeline)[0]
+
+    def test_a_decoder_is_known_by_what_it_does(self, make_dataset, videos):
+        class Frames(DecordDecode):
+            """A decoder of another's, whose name tells nothing."""
+
+        pipeline = [*PIPELINE[:2], Frames(), *PIPELINE[3:]]
+        samples = make_dataset(LINES, pipeline=pipeline, num_repeats=2)[0]
+        assert len(samples) == 2
 
 
 def break_missing(path):

@@ -31,7 +31,7 @@ NEEDS = {"video": "mmaction", "detection": "mmdet", "pointcloud": "timm"}
 
 @pytest.fixture(params=NEEDS)
 def demo(request):
-    import dr2net.openmmlab  # noqa: F401 - mends what the packages import
+    import dr2net.openmmlab.mended  # noqa: F401 - mends what the packages import
 
     pytest.importorskip(NEEDS[request.param])
     return import_module(f"tools.demos.{request.param}").DEMO

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import dr2net.openmmlab  # noqa: F401  (makes them importable)
+import dr2net.openmmlab.mended  # noqa: F401  (makes them importable)
 from tools.pages.families.example import Example
 
 
