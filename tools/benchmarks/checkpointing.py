@@ -76,6 +76,7 @@ class Sliced(nn.Module):
 def checkpointed(
     model: nn.Module,
     every: float = 1,
+    *,
     run: Callable[[Part, Tensor], Tensor] = run_checkpoint,
     sliced: bool = False,
     bfloat16: bool = False,

@@ -148,6 +148,7 @@ CONVENTIONAL = "conventional"
 CHECKPOINT = "checkpoint, every block"
 IN_SLICES = "MLPs in slices"
 HALVES = 0.5
+NUMBERS_OF_BLOCKS = (HALVES, 1, 2, 3)
 PAPER = ((1, 0.1), (0, 1))
 LINE = {"15/16, 1/16": 2**-4, "7/8, 1/8": 2**-3, "3/4, 1/4": 2**-2, "1/2, 1/2": 2**-1}
 HELD = "7/8, 1/8"
@@ -155,12 +156,14 @@ HELD = "7/8, 1/8"
 METHODS: dict[str, Method] = {
     CONVENTIONAL: Method(plain),
     CHECKPOINT: Method(checkpointed),
-    "checkpoint, best number of blocks": Method(checkpointed, (HALVES, 1, 2, 3, 4, 6)),
+    "checkpoint, best number of blocks": Method(checkpointed, NUMBERS_OF_BLOCKS),
     f"{CHECKPOINT}, {IN_SLICES}": Method(partial(checkpointed, sliced=True)),
     f"checkpoint, attention and MLP apart, {IN_SLICES}": Method(
         partial(checkpointed, every=HALVES, sliced=True), extra=True
     ),
-    f"{CHECKPOINT}, stream in bfloat16": Method(partial(checkpointed, bfloat16=True)),
+    "checkpoint, best number of blocks, stream in bfloat16": Method(
+        partial(checkpointed, bfloat16=True), NUMBERS_OF_BLOCKS
+    ),
     f"checkpoint, attention and MLP apart, {IN_SLICES}, stream in bfloat16": Method(
         partial(checkpointed, every=HALVES, sliced=True, bfloat16=True), extra=True
     ),
