@@ -62,21 +62,21 @@ def make_candidate(
     method: Method, original: nn.Module, x: Tensor, precision: str, device: str
 ) -> Candidate:
     """The method's network on the weights of ``original``, in the setting with the lowest peak."""
-    candidates = []
-    for setting in [[setting] for setting in method.settings] or [[]]:
+    if not method.settings:
         network = share_weights(original)
-        forward = method.make(network, *setting)
-        candidate = Candidate(network, forward, {}, *setting)
-        if setting:
-            loss = loss_of(forward, x, precision)
-            candidate.peaks[setting[0]] = peak_bytes(loss, trained(network), device)["peak"]
-            network.zero_grad()
-        # One at a time besides the best: each may have compiled code of its own.
-        candidates = sorted([*candidates, candidate], key=lambda c: c.peaks.get(c.setting, 0))
-        peaks = {key: peak for c in candidates for key, peak in c.peaks.items()}
-        candidates = candidates[:1]
-        candidates[0].peaks = peaks
-    return candidates[0]
+        return Candidate(network, method.make(network), {})
+    best: Candidate | None = None
+    peaks: dict[Any, int] = {}
+    for setting in method.settings:
+        network = share_weights(original)
+        candidate = Candidate(network, method.make(network, setting), peaks, setting)
+        loss = loss_of(candidate.forward, x, precision)
+        peaks[setting] = peak_bytes(loss, trained(network), device)["peak"]
+        network.zero_grad()
+        if best is None or peaks[setting] < peaks[best.setting]:
+            best = candidate
+    assert best is not None
+    return best
 
 
 def time_in_turns(

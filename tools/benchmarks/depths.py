@@ -37,9 +37,14 @@ from tools.result_files import markdown_table, origin, write_json
 WIDTH, HEADS, PIXELS, PATCH, BATCH = 64, 1, 112, 4, 2
 PRECISION = "bfloat16"  # by autocast, as such networks are trained
 
+# But selective checkpointing, which keeps more than any of these.
 OTHERS = (
     CONVENTIONAL,
-    *(name for name in METHODS if "checkpoint" in name and not METHODS[name].needs),
+    *(
+        name
+        for name, method in METHODS.items()
+        if name.startswith("checkpoint") and not method.needs
+    ),
 )
 HELD = {
     f"Dr²Net, exact ({text}){kind}": int(-log2(beta))
@@ -47,8 +52,8 @@ HELD = {
     for kind in ("", f", {IN_SLICES}", ", whole blocks")
     if beta > 2**-4
 }
-# Counted work that differs by less is the same.
-TOLERANCE = 0.01
+# Of counted work that is the same: what the arithmetic of the streams takes, by the benchmark.
+TOLERANCE = 0.02
 
 aten = torch.ops.aten
 
@@ -154,14 +159,14 @@ def rows_of(by_depth: dict[int, dict[str, dict]], work: dict[str, int]) -> list[
 
 
 NOTES = (
-    "ViT of width {width} on {tokens:,} tokens, in bfloat16: a ViT-L on 16 clips of 1,568 tokens, 16 times "
-    "narrower on 16 times fewer tokens. By blocks: the peak of a step, beyond weights and "
-    "gradients of the parameters, exact, from PyTorch's allocator on a CPU, 1 MB = 10^6 bytes; "
-    "in brackets how many blocks recomputed at once had the lowest, 0.5 for attention and MLP "
-    "apart. Work: operations in products and attention of a step, counted, as a share of "
-    "conventional's. / best: by depth, the peak as a share of the lowest of others that work no "
-    "more; first without, then with those that round the stream to bfloat16. Bits: that a Dr²Net "
-    "keeps of an element and module. Slices: of {slice_tokens} tokens."
+    "ViT of width {width} on {tokens:,} tokens, in bfloat16 by autocast: a ViT-L on 16 clips of "
+    "1,568 tokens, 16 times narrower on 16 times fewer tokens. By blocks: the peak of a step "
+    "beyond weights and gradients of the parameters, exact, from PyTorch's allocator on a CPU, 1 "
+    "MB = 10^6 bytes; in brackets how many blocks recomputed at once had the lowest, 0.5 for "
+    "attention and MLP apart. Work: operations in products and attention of a step, counted, as a"
+    " share of conventional's. / best: by depth, the peak as a share of the lowest of others that"
+    " work no more; first without, then with those that round the stream to bfloat16. Bits: that "
+    "a Dr²Net keeps of an element and module. Slices: of {slice_tokens} tokens."
 )
 
 

@@ -164,6 +164,9 @@ METHODS: dict[str, Method] = {
     "checkpoint, best number of blocks, stream in bfloat16": Method(
         partial(checkpointed, bfloat16=True), NUMBERS_OF_BLOCKS
     ),
+    f"{CHECKPOINT}, {IN_SLICES}, stream in bfloat16": Method(
+        partial(checkpointed, sliced=True, bfloat16=True), extra=True
+    ),
     f"checkpoint, attention and MLP apart, {IN_SLICES}, stream in bfloat16": Method(
         partial(checkpointed, every=HALVES, sliced=True, bfloat16=True), extra=True
     ),

@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import dr2net
 from tools.arguments import positive
 from tools.benchmarks.candidates import loss_of, share_weights, trained
+from tools.benchmarks.checkpointing import SLICE_TOKENS
 from tools.benchmarks.measurements import peak_bytes
 from tools.benchmarks.methods import CHECKPOINT, CONVENTIONAL, IN_SLICES, METHODS
 from tools.benchmarks.networks import build, make_input
@@ -122,7 +123,7 @@ def main() -> None:
             "1 MB = 10^6 bytes. Activations: all that is kept when forward has returned; a Dr²Net "
             "keeps streams, remainders, and what stem and head keep. One module: the rest at the "
             "peak: what a module's recomputation and backward hold for a while, the gradients of "
-            "its parameters among them."
+            f"its parameters among them. Slices: of {SLICE_TOKENS['cpu']} tokens."
         ),
         "measured": found,
     }

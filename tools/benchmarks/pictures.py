@@ -211,8 +211,7 @@ def draw_depths(path: Path, result: dict) -> None:
     kinds = {"MLPs in slices": "--", "whole blocks": ":"}
     by_depth = result["measured"]
     depths = [int(depth) for depth in by_depth]
-    # Those far above all others are left out.
-    names = [n for n in result["work"] if n != "conventional" and "selective" not in n]
+    names = [name for name in result["work"] if name != "conventional"]  # far above all others
     others = iter(plt.get_cmap("Blues_r")(np.linspace(0, 0.6, len(names))))
     for name in names:
         axes.plot(
