@@ -164,7 +164,6 @@ class TestMemory:
             conventional=CONVENTIONAL,
             selective="selective checkpoint, products kept",
             checkpoint=CHECKPOINT,
-            best=BEST,
             apart=APART,
             bfloat16=f"{APART}, stream in bfloat16",
         )
@@ -189,7 +188,8 @@ class TestMemory:
         # 8 modules, or 4 blocks.
         assert kept["4"] - kept["3"] == kept["3"] - kept["2"] == 8 * a_bit
         assert kept["4whole"] - kept["3whole"] == 4 * a_bit
-        assert kept["3"] - kept["3whole"] == 3 * 4 * a_bit
+        # Besides, each coupling keeps a few numbers.
+        assert kept["3"] - kept["3whole"] == pytest.approx(3 * 4 * a_bit, rel=0.01)
         assert found["3whole"]["peak"] > found["3"]["peak"]  # the module is wider
 
     def test_the_setting_with_the_lowest_peak_is_taken(self):
@@ -197,6 +197,7 @@ class TestMemory:
         candidate = make_candidate(METHODS[BEST], original, x, "float32", "cpu")
         assert tuple(candidate.peaks) == METHODS[BEST].settings
         assert candidate.setting == min(candidate.peaks, key=candidate.peaks.get)
+        assert peaks(original, x, whole=CHECKPOINT)["whole"]["peak"] == candidate.peaks[1]
         loss = loss_of(candidate.forward, x, "float32")
         peak = peak_bytes(loss, trained(candidate.network), "cpu")["peak"]
         assert peak == candidate.peaks[candidate.setting] < candidate.peaks[3]
