@@ -212,7 +212,8 @@ def draw_depths(path: Path, result: dict) -> None:
     by_depth = result["measured"]
     depths = [int(depth) for depth in by_depth]
     names = [name for name in result["work"] if name != "conventional"]  # far above all others
-    others = iter(plt.get_cmap("Blues_r")(np.linspace(0, 0.6, len(names))))
+    count = sum("Dr²Net" not in name for name in names)
+    others = iter(plt.get_cmap("Blues_r")(np.linspace(0, 0.7, count)))
     for name in names:
         axes.plot(
             depths,
