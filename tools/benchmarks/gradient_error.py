@@ -22,7 +22,7 @@ import torch
 import dr2net
 from dr2net.diagnostics import gradient_error
 from tools.arguments import positive
-from tools.benchmark import loss_of
+from tools.benchmarks.candidates import loss_of
 from tools.benchmarks.networks import build, make_input
 from tools.benchmarks.pictures import draw_error_plane
 from tools.result_files import markdown_table, origin, write_json

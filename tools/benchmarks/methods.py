@@ -1,73 +1,64 @@
-"""Ways to train a network with less memory: each takes a network and returns what to call.
+"""Ways to train a network with less memory: ``METHODS`` is the table of them.
 
-Those of ``METHODS`` run everywhere. ``COMPILED`` need a C++ compiler (on a GPU, Triton), and
-``OFFLOADED`` a GPU whose activations can be sent to the CPU.
+What a method does not run without (a package, a GPU, a compiler) is said in the table;
+``methods_for`` leaves out what cannot run here, and says why.
 """
 
+from __future__ import annotations
+
+import os
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.autograd.graph import save_on_cpu
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
 
 import dr2net
+from tools.benchmarks.checkpointing import (
+    SLICE_TOKENS,
+    checkpoint_selectively,
+    checkpointed,
+    remat,
+)
 
 Forward = Callable[[Tensor], Tensor]
-Method = Callable[[nn.Module], Forward]
+Make = Callable[..., Forward]
 
-PAIRS = ((1, 0.1), (0.5, 0.5), (0, 1))
-
-aten = torch.ops.aten
-# What selective checkpointing keeps: the products, whose recomputation takes most of the time.
-PRODUCTS = {
-    aten.mm.default,
-    aten.addmm.default,
-    aten.bmm.default,
-    aten._scaled_dot_product_flash_attention.default,
-    aten._scaled_dot_product_efficient_attention.default,
-    aten._scaled_dot_product_cudnn_attention.default,
-    aten._scaled_dot_product_flash_attention_for_cpu.default,
-}
+LORA_RANK = 8
 
 
-class Checkpointed(nn.Module):
-    """Blocks that are recomputed in backward, ``every`` so many from one stored input."""
+@dataclass(frozen=True)
+class Method:
+    """A way to train a network.
 
-    def __init__(self, blocks: nn.Sequential, every: int, **options: Any):
-        super().__init__()
-        self.parts = nn.ModuleList(
-            blocks[start : start + every] for start in range(0, len(blocks), every)
-        )
-        self.options = options
+    Args:
+        make: changes a network in place and returns what to call; where there are ``settings``, it
+            takes one of them as well.
+        settings: of these, that with the lowest measured peak is the one that is reported.
+        pair, couplings, lora: what is computed: (α, β), what a module of the Dr²Net is, and
+            whether adapters are trained in place of the weights of the blocks.
+        needs: what it does not run without: packages, ``GPU``, ``COMPILER``.
+        extra: whether it is measured only when all methods are asked for.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts:
-            x = checkpoint(part, x, use_reentrant=False, **self.options)
-        return x
+    make: Make
+    settings: tuple[Any, ...] = ()
+    pair: tuple[float, float] = (1, 0)
+    couplings: str = "branch"
+    lora: bool = False
+    needs: tuple[str, ...] = ()
+    extra: bool = False
 
-
-def checkpointed(model: nn.Module, every: int = 1, **options: Any) -> Forward:
-    """``torch.utils.checkpoint`` in every container of blocks."""
-    owners = [
-        part for part in model.modules() if isinstance(getattr(part, "blocks", None), nn.Sequential)
-    ]
-    for owner in owners:
-        owner.blocks = Checkpointed(owner.blocks, every, **options)
-    return model
-
-
-def keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Policy of selective checkpointing."""
-    kept = operation in PRODUCTS
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    @property
+    def computes(self) -> tuple[tuple[float, float], str, bool]:
+        """What methods with the same gradients have in common."""
+        return self.pair, self.couplings, self.lora
 
 
 def reversible(
@@ -75,26 +66,43 @@ def reversible(
     alpha: float,
     beta: float,
     arithmetic: str = "exact",
-    stored: bool = False,
-    mlp_tokens: int | None = None,
+    couplings: str = "branch",
+    sliced: bool = False,
 ) -> nn.Module:
-    """A Dr²Net; ``stored`` keeps its activations, ``mlp_tokens`` are those of slices of MLPs."""
-    dr2net.convert(model, alpha, beta, arithmetic)
-    dr2net.set_reversible(model, not stored)
-    dr2net.slice_mlps(model, mlp_tokens)
+    """A Dr²Net; ``sliced`` has its MLPs run over slices of ``SLICE_TOKENS``."""
+    dr2net.convert(model, alpha, beta, arithmetic, couplings=couplings)
+    if sliced:
+        dr2net.slice_mlps(model, SLICE_TOKENS[next(model.parameters()).device.type])
     return model
 
 
-def compiled_modules(model: nn.Module, make: Method) -> Forward:
+def with_lora(model: nn.Module, *setting: Any, make: Make) -> Forward:
+    """``make``'s network with adapters in all products of the blocks; these and the head train."""
+    import peft
+
+    torch.manual_seed(0)  # the same adapters in every network
+    products = r".*\bblocks\..*\.(qkv|proj|fc1|fc2)"
+    # B starts from 0 in training, where A has no gradient to compare.
+    config = peft.LoraConfig(r=LORA_RANK, target_modules=products, init_lora_weights=False)
+    peft.inject_adapter_in_model(config, model)
+    model.head.requires_grad_(True)
+    return make(model, *setting)
+
+
+def compiled_modules(model: nn.Module, *setting: Any, make: Make) -> Forward:
     """``make``'s network, attention and MLPs compiled one by one."""
+    # One compilation for each way in which a module is called, whatever the number of methods; more
+    # would run uncompiled, and say so in a log.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     for module in list(model.modules()):
         if hasattr(module, "attn") and hasattr(module, "mlp"):
             module.attn.compile()
             module.mlp.compile()
-    return make(model)
+    return make(model, *setting)
 
 
-def compiled(model: nn.Module, budget: float) -> Forward:
+def compiled(model: nn.Module, budget: float = 1.0) -> Forward:
     """The whole network compiled, allowed ``budget`` of the activations it would keep."""
     from torch._inductor.compile_fx import compile_fx
 
@@ -116,55 +124,137 @@ def offloaded(model: nn.Module) -> Forward:
     return forward
 
 
-MLP_TOKENS = 512
+def offloaded_by_trl(model: nn.Module, make: Make) -> Forward:
+    """The same for what ``make``'s network saves, beside the computation and not in its way."""
+    from trl.models.activation_offloading import get_act_offloading_ctx_manager
 
+    forward = make(model)
+    offloading = get_act_offloading_ctx_manager(model)
+
+    def forward_under_it(images: Tensor) -> Tensor:
+        with offloading:
+            return forward(images)
+
+    return forward_under_it
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The network as it is."""
+    return model
+
+
+GPU, COMPILER = "a GPU", "a compiler"
 CONVENTIONAL = "conventional"
 CHECKPOINT = "checkpoint, every block"
+IN_SLICES = "MLPs in slices"
+HALVES = 0.5
+NUMBERS_OF_BLOCKS = (HALVES, 1, 2, 3)
+PAPER = ((1, 0.1), (0, 1))
+LINE = {"15/16, 1/16": 2**-4, "7/8, 1/8": 2**-3, "3/4, 1/4": 2**-2, "1/2, 1/2": 2**-1}
+HELD = "7/8, 1/8"
 
 METHODS: dict[str, Method] = {
-    CONVENTIONAL: lambda model: model,
-    CHECKPOINT: checkpointed,
-    "checkpoint, every 3 blocks": partial(checkpointed, every=3),
-    "selective checkpoint, products kept": partial(
-        checkpointed, context_fn=partial(create_selective_checkpoint_contexts, keep_products)
+    CONVENTIONAL: Method(plain),
+    CHECKPOINT: Method(checkpointed),
+    "checkpoint, best number of blocks": Method(checkpointed, NUMBERS_OF_BLOCKS),
+    f"{CHECKPOINT}, {IN_SLICES}": Method(partial(checkpointed, sliced=True)),
+    f"checkpoint, attention and MLP apart, {IN_SLICES}": Method(
+        partial(checkpointed, every=HALVES, sliced=True), extra=True
+    ),
+    "checkpoint, best number of blocks, stream in bfloat16": Method(
+        partial(checkpointed, bfloat16=True), NUMBERS_OF_BLOCKS
+    ),
+    f"{CHECKPOINT}, {IN_SLICES}, stream in bfloat16": Method(
+        partial(checkpointed, sliced=True, bfloat16=True), extra=True
+    ),
+    f"checkpoint, attention and MLP apart, {IN_SLICES}, stream in bfloat16": Method(
+        partial(checkpointed, every=HALVES, sliced=True, bfloat16=True), extra=True
+    ),
+    "selective checkpoint, products kept": Method(
+        partial(checkpointed, run=checkpoint_selectively)
+    ),
+    "torch_remat, every block": Method(remat, needs=("torch_remat",)),
+    "torch_remat, every block, attention kept": Method(
+        partial(remat, keep_attention=True), needs=("torch_remat",), extra=True
+    ),
+    "offload to pinned memory": Method(offloaded, needs=(GPU,)),
+    "offload by trl": Method(partial(offloaded_by_trl, make=plain), needs=(GPU, "trl")),
+    f"{CHECKPOINT}, inputs offloaded by trl": Method(
+        partial(offloaded_by_trl, make=checkpointed), needs=(GPU, "trl")
     ),
 }
-# The same equations with activations stored, which times and gradients are compared with.
-STORED: dict[str, str] = {}
-# What a method computes, as the coefficients at which stored activations compute it.
-COEFFICIENTS: dict[str, tuple[float, float]] = {}
-for pair in PAIRS:
-    stored = f"Dr²Net, stored {pair}"
-    METHODS[stored] = partial(reversible, alpha=pair[0], beta=pair[1], stored=True)
-    COEFFICIENTS[stored] = pair
-    rebuilt: dict[str, dict[str, Any]] = {
-        f"previous reversible, float {pair}": {"arithmetic": "float"},
-        f"Dr²Net, exact {pair}": {},
-        f"Dr²Net, exact {pair}, MLPs of {MLP_TOKENS} tokens": {"mlp_tokens": MLP_TOKENS},
+for pair in PAPER:
+    make = partial(reversible, alpha=pair[0], beta=pair[1])
+    METHODS |= {
+        f"previous reversible, float {pair}": Method(
+            partial(make, arithmetic="float"), pair=pair, extra=pair != (0, 1)
+        ),
+        f"Dr²Net, exact {pair}": Method(make, pair=pair),
+        f"Dr²Net, exact {pair}, {IN_SLICES}": Method(
+            partial(make, sliced=True), pair=pair, extra=True
+        ),
     }
-    for name, options in rebuilt.items():
-        if "previous" in name and pair == (0.5, 0.5):
-            continue
-        METHODS[name] = partial(reversible, alpha=pair[0], beta=pair[1], **options)
-        STORED[name] = stored
-        COEFFICIENTS[name] = pair
-
-OFFLOADED: dict[str, Method] = {"offload to pinned memory": offloaded}
+for text, beta in LINE.items():
+    name, pair = f"Dr²Net, exact ({text})", (1 - beta, beta)
+    make, extra = partial(reversible, alpha=pair[0], beta=pair[1]), text != HELD
+    METHODS |= {
+        name: Method(make, pair=pair, extra=beta == 2**-4),
+        f"{name}, {IN_SLICES}": Method(partial(make, sliced=True), pair=pair, extra=extra),
+        f"{name}, whole blocks": Method(
+            partial(make, couplings="block"), pair=pair, couplings="block", extra=extra
+        ),
+    }
+for name in (CONVENTIONAL, CHECKPOINT, f"Dr²Net, exact ({HELD})"):
+    method = METHODS[name]
+    METHODS[f"LoRA, {name}"] = replace(
+        method, make=partial(with_lora, make=method.make), lora=True, needs=("peft",)
+    )
 
 COMPILED: dict[str, Method] = {
-    "conventional, compiled": partial(compiled, budget=1.0),
-    "compiled, half the activations": partial(compiled, budget=0.5),
-    "compiled, a tenth of the activations": partial(compiled, budget=0.1),
+    "conventional, compiled": Method(compiled, needs=(COMPILER,)),
+    "compiled, best memory budget": Method(compiled, (0.5, 0.3, 0.2, 0.1, 0.05), needs=(COMPILER,)),
 }
-for pair in PAIRS:
-    for kind in ("stored", "exact"):
-        name = f"Dr²Net, {kind} {pair}"
-        COMPILED[f"{name}, compiled modules"] = partial(compiled_modules, make=METHODS[name])
-        COEFFICIENTS[f"{name}, compiled modules"] = pair
-    STORED[f"Dr²Net, exact {pair}, compiled modules"] = f"Dr²Net, stored {pair}, compiled modules"
+for name, method in METHODS.items():
+    # The policies of selective checkpointing, and what torch_remat keeps, see no operation of
+    # compiled code; what is offloaded is the same.
+    if name == CONVENTIONAL or any(text in name for text in ("kept", "offload", "previous")):
+        continue
+    COMPILED[f"{name}, compiled modules"] = replace(
+        method,
+        make=partial(compiled_modules, make=method.make),
+        needs=(*method.needs, COMPILER),
+    )
 
 
-def methods_for(device: str, with_compile: bool) -> dict[str, Method]:
-    """The methods that make sense on ``device``."""
-    offloading = OFFLOADED if device.startswith("cuda") else {}
-    return METHODS | offloading | (COMPILED if with_compile else {})
+def missing(need: str, device: str) -> str | None:
+    """What to say where ``need`` of a method is not there; None where it is."""
+    on_gpu = device.startswith("cuda")
+    if need == GPU:
+        return None if on_gpu else "needs a GPU"
+    if need == COMPILER and on_gpu:
+        return None if find_spec("triton") else "needs Triton (pip install triton)"
+    if need == COMPILER:
+        return None if which(os.environ.get("CXX", "g++")) else "needs a C++ compiler (g++, or CXX)"
+    return None if find_spec(need) else f"needs {need}, not installed (pip install {need})"
+
+
+def methods_for(
+    device: str, everything: bool, with_compile: bool
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods that can be measured on ``device``, and of the others what they need.
+
+    Args:
+        everything: whether those that are ``extra`` are asked for.
+        with_compile: whether those that compile are.
+    """
+    asked = METHODS | (COMPILED if with_compile else {})
+    methods, left_out = {}, {}
+    for name, method in asked.items():
+        if method.extra and not everything:
+            continue
+        reasons = [reason for need in method.needs if (reason := missing(need, device))]
+        if reasons:
+            left_out[name] = " and ".join(reasons)
+        else:
+            methods[name] = method
+    return methods, left_out

@@ -19,9 +19,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import dr2net
 from tools.arguments import positive
-from tools.benchmark import loss_of, share_parameters
+from tools.benchmarks.candidates import loss_of, share_weights, trained
+from tools.benchmarks.checkpointing import SLICE_TOKENS
 from tools.benchmarks.measurements import peak_bytes
-from tools.benchmarks.methods import CHECKPOINT, CONVENTIONAL, METHODS, MLP_TOKENS
+from tools.benchmarks.methods import CHECKPOINT, CONVENTIONAL, IN_SLICES, METHODS
 from tools.benchmarks.networks import build, make_input
 from tools.benchmarks.pictures import draw_anatomy
 from tools.result_files import markdown_table, origin, write_json
@@ -39,7 +40,7 @@ WAYS = (
     CHECKPOINT,
     "Dr²Net, exact (1, 0.1)",
     "Dr²Net, exact (0, 1)",
-    f"Dr²Net, exact (0, 1), MLPs of {MLP_TOKENS} tokens",
+    f"Dr²Net, exact (0, 1), {IN_SLICES}",
 )
 
 
@@ -84,13 +85,13 @@ def measure(network: str, size: int, batch: int) -> dict[str, dict[str, int]]:
     """Return ``anatomy`` of each of ``WAYS``."""
     torch.manual_seed(0)
     original = build(network, None, size, 0)
-    parameters = list(original.parameters())
     x = make_input(batch, size, 0, "cpu")
     elements = original.forward_features(x).numel()
     found = {}
     for name in WAYS:
-        model = METHODS[name](share_parameters(original))
-        found[name] = anatomy(model, loss_of(model, x, "float32"), parameters, elements)
+        model = share_weights(original)
+        METHODS[name].make(model)
+        found[name] = anatomy(model, loss_of(model, x, "float32"), trained(model), elements)
     return found
 
 
@@ -122,7 +123,7 @@ def main() -> None:
             "1 MB = 10^6 bytes. Activations: all that is kept when forward has returned; a Dr²Net "
             "keeps streams, remainders, and what stem and head keep. One module: the rest at the "
             "peak: what a module's recomputation and backward hold for a while, the gradients of "
-            "its parameters among them."
+            f"its parameters among them. Slices: of {SLICE_TOKENS['cpu']} tokens."
         ),
         "measured": found,
     }

@@ -1,5 +1,6 @@
 """Pictures of what the benchmarks measured; they need matplotlib."""
 
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 
@@ -20,19 +21,22 @@ COLOURS = {
     "compiled": "#CC79A7",
     "offload": "#F0E442",
     "previous reversible": "#E69F00",
+    "torch_remat": "#332288",
+    "LoRA": "#999999",
     "(1, 0.1)": "#D55E00",
-    "(0.5, 0.5)": "#8DB600",
-    "(0, 1)": "#009E73",
+    "(15/16, 1/16)": "#004D40",
+    "(7/8, 1/8)": "#009E73",
+    "(3/4, 1/4)": "#66C2A4",
+    "(1/2, 1/2)": "#8DB600",
+    "(0, 1)": "#882255",
 }
 
 
 def colour_of(method: str) -> str:
     """The colour of the first key that stands in the method's name, from the specific ones on."""
-    order = ("previous reversible", "Dr²Net", *COLOURS)
-    kind = next((key for key in order if key in method), "conventional")
-    if kind == "Dr²Net":
-        kind = next(pair for pair in ("(1, 0.1)", "(0.5, 0.5)", "(0, 1)") if pair in method)
-    return COLOURS[kind]
+    order = ("LoRA", "previous reversible", *(key for key in COLOURS if "(" in key), *COLOURS)
+    last = [key for key in order if key not in ("conventional", "compiled")]
+    return COLOURS[next((key for key in [*last, "compiled"] if key in method), "conventional")]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -52,15 +56,18 @@ def _tidy(axes: Axes) -> None:
 def draw_time_against_memory(path: Path, result: dict) -> None:
     """Peak memory and time of each method as shares of conventional's, one plot for each case."""
     cases = result["measured"]
+    lines = max(len(measured["methods"]) for measured in cases)
     figure, plots = plt.subplots(
-        1, len(cases), figsize=(7 * len(cases) + 4, 5), squeeze=False, layout="constrained"
+        1,
+        len(cases),
+        figsize=(7 * len(cases) + 5, max(5, 0.2 * lines)),
+        squeeze=False,
+        layout="constrained",
     )
     for axes, measured in zip(plots[0], cases, strict=True):
         base = measured["methods"]["conventional"]
-        shapes = {colour: iter("os^Dv") for colour in COLOURS.values()}
+        shapes = {colour: cycle("os^DvPX*p<>hd") for colour in COLOURS.values()}
         for name, found in measured["methods"].items():
-            if "stored" in name:
-                continue  # what the others are compared with, not something to use
             colour = colour_of(name)
             ratios = [a / b for a, b in zip(found["seconds"], base["seconds"], strict=True)]
             memory = found["bytes"]["peak"] / base["bytes"]["peak"]
@@ -195,4 +202,32 @@ def draw_peaks(path: Path, title: str, peaks: dict[str, tuple[int, int]]) -> Non
     axes.set_title(title, loc="right", fontsize=10)
     axes.legend(loc="lower right")
     _tidy(axes)
+    save(figure, path)
+
+
+def draw_depths(path: Path, result: dict) -> None:
+    """Peaks of methods by depth, from the result of ``depths.py``."""
+    figure, axes = plt.subplots(figsize=(13, 6), layout="constrained")
+    kinds = {"MLPs in slices": "--", "whole blocks": ":"}
+    by_depth = result["measured"]
+    depths = [int(depth) for depth in by_depth]
+    names = [name for name in result["work"] if name != "conventional"]  # far above all others
+    count = sum("Dr²Net" not in name for name in names)
+    others = iter(plt.get_cmap("Blues_r")(np.linspace(0, 0.7, count)))
+    for name in names:
+        axes.plot(
+            depths,
+            [found[name]["peak"] / 1e6 for found in by_depth.values()],
+            next((line for text, line in kinds.items() if text in name), "-"),
+            marker="o" if "Dr²Net" in name else "s",
+            color=colour_of(name) if "Dr²Net" in name else next(others),
+            label=name,
+        )
+    axes.set_xticks(depths)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("blocks")
+    axes.set_ylabel("peak of a step (MB)")
+    axes.set_title(result["title"])
+    _tidy(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     save(figure, path)

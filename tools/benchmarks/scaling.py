@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from tools.arguments import positive
-from tools.benchmark import Case, loss_of, share_parameters, time_in_turns
+from tools.benchmark import Case
+from tools.benchmarks.candidates import loss_of, share_weights, time_in_turns, trained
 from tools.benchmarks.measurements import growth_exponent, kept_bytes, peak_bytes
 from tools.benchmarks.methods import CHECKPOINT, CONVENTIONAL, METHODS
 from tools.benchmarks.networks import build, make_input
@@ -113,23 +114,25 @@ def measure(sweep: Sweep, turns: int) -> dict[str, dict[int, dict]]:
     for place, (value, case) in enumerate(sweep.cases.items()):
         torch.manual_seed(0)
         original = build(case.model, case.depth, case.size, case.frames)
-        parameters = list(original.parameters())
         x = make_input(case.batch, case.size, case.frames, "cpu")
-        losses = {}
+        networks, losses = {}, {}
         for name in CHOSEN:
             if fits(found[name], value, sweep.power):
-                forward = METHODS[name](share_parameters(original))
+                networks[name] = share_weights(original)
+                forward = METHODS[name].make(networks[name])
                 losses[name] = loss_of(forward, x, case.precision)
         stepped = place < sweep.steps
-        seconds = time_in_turns(losses, parameters, "cpu", 1, turns) if stepped else {}
+        seconds = time_in_turns(losses, networks, "cpu", 1, turns) if stepped else {}
         for name, loss in losses.items():
             if stepped:
-                here = {**peak_bytes(loss, parameters, "cpu"), "seconds": seconds[name]}
+                peaks = peak_bytes(loss, trained(networks[name]), "cpu")
+                networks[name].zero_grad()
+                here = {**peaks, "seconds": seconds[name]}
             else:
                 here = {"kept": kept_bytes(loss)}
             found[name][value] = here
             print(f"{sweep.label} {value}, {name}: {here['kept'] / 1e6:,.1f} MB", flush=True)
-        del original, parameters, losses, loss
+        del original, networks, losses, loss, forward
         gc.collect()
     return found
 
