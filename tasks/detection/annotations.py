@@ -62,8 +62,13 @@ class BadInputError(ValueError):
         self.findings = findings
 
 
-def read_coco(path: Path) -> dict[str, Any]:
+def read_coco(path: Path, annotated: bool = True) -> dict[str, Any]:
     """Read a COCO file.
+
+    Args:
+        path: The file.
+        annotated: False takes files without ``annotations`` as if these were empty: those of test
+            sets whose labels are kept secret, such as COCO's test-dev.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -78,6 +83,14 @@ def read_coco(path: Path) -> dict[str, Any]:
         coco = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise BadInputError(f"{path} is not a JSON file: {error}", []) from error
+    if not annotated and isinstance(coco, dict) and "annotations" not in coco:
+        print_log(
+            f"{path} has no annotations: detections can be written (tools/test.py --format-only), "
+            "and no figures computed",
+            logger="current",
+            level=logging.WARNING,
+        )
+        coco = {"annotations": [], **coco}
     lists = ("images", "annotations", "categories")
     missing = [k for k in lists if not isinstance(coco, dict) or not isinstance(coco.get(k), list)]
     if missing:
@@ -222,7 +235,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         OSError: The file is missing, damaged or not an image.
     """
-    with _images_of_any_size(), Image.open(path) as image:
+    with images_of_any_size(), Image.open(path) as image:
         width, height = image.size
         # Values from 5 on turn the image by a quarter; cv2 and PIL's exif_transpose follow them.
         turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
@@ -230,7 +243,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _images_of_any_size() -> Iterator[None]:
+def images_of_any_size() -> Iterator[None]:
     """Switch off PIL's guard against images of more than 89 million pixels: headers are small."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:

@@ -82,7 +82,7 @@ class SmallObjectDataset(CocoDataset):
         """Read and check the annotation file; return what is right in it, an item per image."""
         path = Path(self.ann_file)
         with get_local_path(self.ann_file, backend_args=self.backend_args) as local:
-            coco = read_coco(Path(local))
+            coco = read_coco(Path(local), annotated=not self.test_mode)
         self.cat_ids = category_ids(coco, self.metainfo["classes"], path)
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
         ignored = self.metainfo.get("ignored_classes", ())
