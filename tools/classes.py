@@ -72,7 +72,8 @@ def class_names(config: Config, meta: dict) -> list[str] | None:
         config: Its config.
         meta: What its checkpoint says beside the weights; goes first.
     """
-    saved = (meta.get("dataset_meta") or {}).get("classes")
+    saved = meta.get("dataset_meta") or {}
+    saved = saved.get("classes", saved.get("CLASSES"))  # capitals in files of older releases
     if saved and config.get("classes") is None:
         return list(saved)
     for dataset in innermost(config.get("test_dataloader")):
@@ -81,7 +82,8 @@ def class_names(config: Config, meta: dict) -> list[str] | None:
             from tasks.detection.class_names import METAINFO
 
             return list(METAINFO[metainfo]["classes"])
-        kind = DATASETS.get(dataset.type)
+        with DATASETS.switch_scope_and_registry(config.get("default_scope")) as registry:
+            kind = registry.get(dataset.type)
         metainfo = {**getattr(kind, "METAINFO", {}), **(metainfo or {})}
         if metainfo.get("classes"):
             return list(metainfo["classes"])

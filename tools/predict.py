@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> list[str]:
     config = read_config(args)
     task = task_of(config)
     chosen, problems = find_inputs(args.inputs, task, args.out)
+    total = len(chosen) + len(problems)
     for problem in problems:
         print(problem, file=sys.stderr)
     if chosen:
@@ -86,7 +87,6 @@ def main(arguments: list[str] | None = None) -> list[str]:
                 message = str(error)
                 problems.append(message if str(file) in message else f"{file}: {message}")
                 print(f"\n{problems[-1]}", file=sys.stderr)
-    total = len(chosen) + sum(problem.startswith("input ") for problem in problems)
     print(f"{total - len(problems)} of {total} inputs predicted, into {args.out}")
     return problems
 

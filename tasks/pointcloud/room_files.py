@@ -15,9 +15,7 @@ order, and our .ply files say the same in a comment of their header. Other files
 which of the two common orders their labels are (``class_names``), and have to be told.
 """
 
-import json
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,23 +24,28 @@ from pathlib import Path
 import numpy as np
 
 from .class_names import CLASS_ORDERS, CLASSES, named_order
+from .room_readers import (
+    STATEMENT,
+    BadRoomError,
+    read_bin,
+    read_folder,
+    read_las,
+    read_npy,
+    read_open3d,
+)
 from .structures import IGNORE
 
-STATEMENT = "room.json"
 _SINGLE_FILES = (".ply", ".pcd", ".las", ".npy")
 # What is a room by itself, wherever it lies.
 ENDINGS = (*_SINGLE_FILES, ".bin")
-# What labels are called in .ply, .pcd and .las files: here, by KPConv, and by others. CloudCompare
-# puts "scalar_" before the name and writes capitals.
-_LABEL_NAMES = ("segment", "class", "label", "classification")
 _LAYOUTS = (
     "Area_k/ROOM/coord.npy, points/Area_k_ROOM.bin, or Area_k/ROOM.ply, .pcd, .las or .npy; "
     "tools/prepare_pointcloud.py writes the first from Stanford3dDataset_v1.2_Aligned_Version"
 )
-
-
-class BadRoomError(ValueError):
-    """A room's file is not what it should be; the message names it and says what to do."""
+_COLORS_NEEDED = (
+    "networks here use colours. To train and test without, say colors=False in the config's "
+    "datasets: all points are black then"
+)
 
 
 @dataclass(frozen=True)
@@ -203,27 +206,26 @@ def read_room(
             stated, or parts of the room are of different lengths.
     """
     path = Path(path)
+    ending = path.suffix.lower()
     if path.is_dir():
-        coord, color, segment, instance, stated = _read_folder(path)
-    elif path.suffix == ".bin":
-        coord, color, segment, instance, stated = _read_bin(path)
-    elif path.suffix == ".npy":
-        coord, color, segment, instance, stated = _read_npy(path)
-    elif path.suffix in (".ply", ".pcd"):
-        coord, color, segment, instance, stated = _read_open3d(path)
-    elif path.suffix == ".las":
-        coord, color, segment, instance, stated = _read_las(path)
+        coord, color, segment, instance, stated = read_folder(path)
+    elif ending == ".bin":
+        coord, color, segment, instance, stated = read_bin(path)
+    elif ending == ".npy":
+        coord, color, segment, instance, stated = read_npy(path)
+    elif ending in (".ply", ".pcd"):
+        coord, color, segment, instance, stated = read_open3d(path, labels)
+    elif ending == ".las":
+        coord, color, segment, instance, stated = read_las(path, labels)
         white = 65535 if white is None else white
     else:
         raise BadRoomError(f"{path} is not a room: expected {_LAYOUTS}")
     if color is None and colors:
-        error = FileNotFoundError if path.is_dir() else BadRoomError
-        missing = f"{path / 'color'}.npy does not exist" if path.is_dir() else f"{path} has no"
-        raise error(
-            f"{missing}{'; a room needs it' if path.is_dir() else ' colours (red, green, blue)'}: "
-            "networks here use colours. To train and test without, say colors=False in the "
-            "config's datasets: all points are black then"
-        )
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"{path / 'color'}.npy does not exist; a room needs it: {_COLORS_NEEDED}"
+            )
+        raise BadRoomError(f"{path} has no colours (red, green, blue): {_COLORS_NEEDED}")
     has_colors = color is not None and colors is not False
     if not has_colors:
         color, white = np.zeros((len(coord), 3), np.uint8), 255
@@ -237,7 +239,7 @@ def read_room(
         raise BadRoomError(f"{path} holds no points: convert or download the room again")
     _check_coord(path, coord)
     if white is None:
-        white = 1 if path.suffix in (".ply", ".pcd") and color.dtype.kind == "f" else 255
+        white = 1 if ending in (".ply", ".pcd") and color.dtype.kind == "f" else 255
     if not labels:
         segment = instance = None
     if segment is not None:
@@ -257,126 +259,6 @@ def read_room(
         tuple(origin.tolist()),
         has_colors,
     )
-
-
-def _read_folder(path: Path) -> tuple:
-    arrays = {}
-    for name in ("coord", "color", "segment", "instance"):
-        file = path / f"{name}.npy"
-        if file.is_file():
-            try:
-                arrays[name] = np.load(file)
-            except (ValueError, EOFError, OSError) as error:
-                raise BadRoomError(
-                    f"{file} is not a whole .npy file ({error}): convert or download it again"
-                ) from error
-    if "coord" not in arrays:
-        raise FileNotFoundError(f"{path / 'coord'}.npy does not exist; a room needs it")
-    segment, instance = (
-        arrays[name].reshape(-1) if name in arrays else None for name in ("segment", "instance")
-    )
-    statement = path / STATEMENT
-    stated = _stated_classes(statement) if statement.is_file() else None
-    return arrays["coord"], arrays.get("color"), segment, instance, stated
-
-
-def _stated_classes(file: Path) -> list[str]:
-    try:
-        return json.loads(file.read_text())["classes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadRoomError(
-            f'{file} does not say its classes, {{"classes": [...]}} ({error!r}): convert the room '
-            "again, or write them"
-        ) from error
-
-
-def _read_bin(path: Path) -> tuple:
-    """mmdetection3d's: float32 x y z r g b, and int64 labels in files of the same name."""
-    values = np.fromfile(path, np.float32)
-    if values.size % 6:
-        raise BadRoomError(
-            f"{path} holds {values.size} float32 numbers, which is no multiple of 6 (x y z r g b "
-            "of every point): it was cut short, or is of another layout"
-        )
-    points, labels = values.reshape(-1, 6), []
-    for folder in ("semantic_mask", "instance_mask"):
-        file = path.parent.parent / folder / path.name
-        labels.append(np.fromfile(file, np.int64) if file.is_file() else None)
-    return points[:, :3], points[:, 3:], *labels, None
-
-
-def _read_npy(path: Path) -> tuple:
-    """Points with x y z, r g b and labels side by side, as PointNet's files of S3DIS."""
-    try:
-        values = np.load(path)
-    except (ValueError, EOFError, OSError) as error:
-        raise BadRoomError(f"{path} is not a whole .npy file ({error})") from error
-    if values.ndim != 2 or values.shape[1] not in (3, 6, 7):
-        raise BadRoomError(
-            f"{path} has the shape {values.shape}, expected (points, 3) of x y z, (points, 6) with "
-            "r g b too, or (points, 7) with labels too"
-        )
-    color = values[:, 3:6] if values.shape[1] > 3 else None
-    return values[:, :3], color, values[:, 6] if values.shape[1] == 7 else None, None, None
-
-
-def _read_open3d(path: Path) -> tuple:
-    import open3d
-
-    cloud = open3d.t.io.read_point_cloud(str(path))
-    if "positions" not in cloud.point:
-        raise BadRoomError(f"{path} cannot be read by Open3D: is it a whole {path.suffix} file?")
-    parts = {name: cloud.point[name].numpy() for name in cloud.point}
-    segment = _one_of(path, parts)
-    instance = parts.get("instance")
-    stated = _stated_in_ply(path) if path.suffix == ".ply" else None
-    flat = [None if values is None else values.reshape(-1) for values in (segment, instance)]
-    return parts["positions"], parts.get("colors"), *flat, stated
-
-
-def _stated_in_ply(path: Path) -> list[str] | None:
-    with path.open("rb") as file:
-        for line in file:
-            words = line.decode("ascii", "replace").split()
-            if words[:2] == ["comment", "classes"]:
-                text = line.decode("utf-8", "replace").split("classes", 1)[1].strip()
-                return json.loads(text) if text.startswith("[") else words[2:]
-            if words[:1] == ["end_header"]:
-                break
-    return None
-
-
-def _read_las(path: Path) -> tuple:
-    import laspy
-
-    try:
-        las = laspy.read(path)
-    except (laspy.LaspyException, ValueError, EOFError, OSError, struct.error) as error:
-        raise BadRoomError(f"{path} cannot be read by laspy ({error}): is it whole?") from error
-    names = set(las.point_format.dimension_names)
-    extra = {name: np.asarray(las[name]) for name in names if _plain(name) in _LABEL_NAMES}
-    # Every .las file has room for it; 0 is "never classified".
-    if "classification" in extra and (len(extra) > 1 or not extra["classification"].any()):
-        del extra["classification"]
-    instance = np.asarray(las["instance"]) if "instance" in names else None
-    color = None
-    if {"red", "green", "blue"} <= names:
-        color = np.stack([las.red, las.green, las.blue], axis=1)
-    return np.asarray(las.xyz), color, _one_of(path, extra), instance, None
-
-
-def _one_of(path: Path, parts: dict[str, np.ndarray]) -> np.ndarray | None:
-    found = [name for name in parts if _plain(name) in _LABEL_NAMES]
-    if len(found) > 1:
-        raise BadRoomError(
-            f"{path} has several properties that may be its labels, {' and '.join(found)}: remove "
-            "those that are not"
-        )
-    return parts[found[0]] if found else None
-
-
-def _plain(name: str) -> str:
-    return name.lower().removeprefix("scalar_")
 
 
 def _check_coord(path: Path, coord: np.ndarray) -> None:

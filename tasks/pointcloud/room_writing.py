@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .class_names import CLASSES
-from .room_files import STATEMENT, Room
+from .room_files import Room
+from .room_readers import STATEMENT
 
 
 def write_room(folder: Path, room: Room, classes: Sequence[str] = CLASSES, **said: object) -> None:

@@ -162,8 +162,7 @@ def draw_tested(
         classes: The names of the classes; None to name them by their numbers.
         target: A path without an ending.
     """
-    views = batch["inputs"][number]  # (views, 3, T, H, W)
-    frames = list(views[0].permute(1, 2, 3, 0).numpy().astype(np.uint8))
+    frames = list(_clips(batch["inputs"][number])[0])
     best = sample.pred_score.float().cpu().topk(min(5, sample.pred_score.numel()))
     ranked = [
         {"class": classes[label] if classes else f"class {label}", "score": score}
@@ -188,7 +187,13 @@ def draw_item(item: Any, classes: list[str] | None, target: Path) -> None:
     clips, titles = [], []
     for repeat in repeats:
         label = int(repeat["data_samples"].gt_label.flatten()[0])
-        for view in repeat["inputs"]:  # (3, T, H, W)
-            clips.append(view.permute(1, 2, 3, 0).numpy().astype(np.uint8))
+        for clip in _clips(repeat["inputs"]):
+            clips.append(clip)
             titles.append(classes[label] if classes else f"class {label}")
     draw_frames(target.with_name(f"{target.name}.png"), clips, titles)
+
+
+def _clips(inputs: Tensor) -> list[np.ndarray]:
+    """Return clips, (T, H, W, 3) uint8 each, of (clips, 3, T, H, W) or frames (T, 3, H, W)."""
+    clips = inputs.permute(0, 2, 3, 4, 1) if inputs.ndim == 5 else inputs.permute(0, 2, 3, 1)[None]
+    return list(clips.cpu().numpy().astype(np.uint8))
