@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
                 write_prediction(predict, file, args.out / target)
             except (OSError, ValueError) as error:
                 message = str(error)
-                problems.append(message if str(file) in message else f"{file}: {message}")
+                named = message.startswith(str(file))
+                problems.append(message if named else f"{file}: {message}")
                 print(f"\n{problems[-1]}", file=sys.stderr)
     print(f"{total - len(problems)} of {total} inputs predicted, into {args.out}")
     return problems
