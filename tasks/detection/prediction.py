@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from mmdet.models.detectors.base import BaseDetector
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from PIL import Image
+from PIL import Image, ImageOps
 
 import tasks.detection  # noqa: F401 - gives mmcv's operators a body where it has none
 
@@ -141,11 +142,16 @@ def read_image(file: Path) -> np.ndarray:
     try:
         with images_of_any_size(), Image.open(file) as image:
             image.load()  # cv2 fills what is missing of a file that was cut short
+            # By cv2, as in training. It fails at more than a billion pixels, and at PNG files in a
+            # process that has loaded another zlib, as Open3D and decord bring.
+            try:
+                pixels = mmcv.imread(str(file))
+            except cv2.error:
+                pixels = None
+            if pixels is None:
+                pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))[..., ::-1].copy()
     except DAMAGED as error:
         raise ValueError(f"it cannot be read: {error}: is it a whole image?") from error
-    pixels = mmcv.imread(str(file))
-    if pixels is None:
-        raise ValueError("it cannot be read by cv2: convert it to PNG or JPEG")
     return pixels
 
 

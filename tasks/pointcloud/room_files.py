@@ -120,7 +120,7 @@ def _rooms_in(root: Path, folder: str) -> list[RoomFile]:
         RoomFile(folder, path.name if path.is_dir() else path.stem, path)
         for path in paths
         # Of a room that lacks coord.npy, reading it says so.
-        if is_room(path) or (path.is_dir() and any(path.glob("*.npy")))
+        if is_room(path) or any((path / f"{name}.npy").is_file() for name in ("color", "segment"))
     ]
     if not rooms:
         what = "has no rooms" if paths else "does not exist or is empty"

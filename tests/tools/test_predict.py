@@ -147,7 +147,7 @@ def test_the_exit_status_tells_that_an_input_was_not_predicted(monkeypatch, tmp_
 
 
 def test_a_tiled_detector_finds_what_its_test_finds(networks, predict, tmp_path):
-    image = write_image(tmp_path / "large.png", 700, 600)
+    image = write_image(tmp_path / "large.jpg", 700, 600)
     assert predict("image", image, "--out", tmp_path / "out") == []
     found = read(tmp_path / "out/large.json")
     config, model, _ = networks("image")

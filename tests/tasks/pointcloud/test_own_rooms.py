@@ -108,7 +108,8 @@ def test_names_with_spaces_come_back_from_a_ply_file(tmp_path):
 
 
 def test_where_a_survey_lies_is_kept(tmp_path):
-    np.save(tmp_path / "coord.npy", (*COORD.astype(np.float64), 500000, 5000000, 0))
+    place = np.array([500_000, 5_000_000, 0])
+    np.save(tmp_path / "coord.npy", COORD.astype(np.float64) + place)
     room = read_room(tmp_path, CLASSES, colors=False)
     assert room.origin == (500_000, 5_000_000, 0)
     assert np.abs(room.coord - COORD).max() < 1e-6
