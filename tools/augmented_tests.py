@@ -22,7 +22,7 @@ def augment_tests(config: Config) -> None:
                 "pipeline says how many, and model.voxel_size"
             )
         config.tta_model = {
-            "type": "mmdet.DetTTAModel",
+            "type": "DetTTAModel",
             "tta_cfg": {
                 "nms": {"type": "nms", "iou_threshold": 0.5},
                 "max_per_img": _most_detections(config.model),
