@@ -130,7 +130,7 @@ def read_las(path: Path, labels: bool) -> tuple:
 
 
 def _one_of(path: Path, parts: dict[str, np.ndarray]) -> np.ndarray | None:
-    found = [name for name in parts if _plain(name) in _LABEL_NAMES]
+    found = [name for known in _LABEL_NAMES for name in sorted(parts) if _plain(name) == known]
     if len(found) > 1:
         raise BadRoomError(
             f"{path} has several properties that may be its labels, {' and '.join(found)}: remove "
