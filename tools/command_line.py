@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 import dr2net.openmmlab.mended  # noqa: F401 - mends OpenMMLab before a config imports it
 from dr2net.openmmlab import compatibility
 from dr2net.openmmlab.checkpoint import trust_checkpoints
+from tools.classes import spread_classes
 
 # Another's config may call operators of mmcv and not import ours for them.
 compatibility.look_for_operators(lambda: importlib.import_module("tasks.detection"))
@@ -25,6 +26,20 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="config file")
     parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    add_config_options(parser)
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="job launcher",
+    )
+    # Given by older launchers; torchrun sets the environment variable instead.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add what ``read_config`` takes, beside the config's path."""
     parser.add_argument(
         "--trust-checkpoint",
         action="store_true",
@@ -38,22 +53,21 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         help="replace settings of the config, like train_dataloader.batch_size=2 load_from=None; "
         'a list is written key="[a,b]", without spaces',
     )
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm", "mpi"],
-        default="none",
-        help="job launcher",
-    )
-    # Given by older launchers; torchrun sets the environment variable instead.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
-    return parser
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config and merge the options that every command has."""
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config with the options of ``add_config_options``; its ``classes`` are spread."""
     config = Config.fromfile(args.config)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
+    spread_classes(config)
+    trust_checkpoints(args.trust_checkpoint or config.get("trust_checkpoint", False))
+    return config
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config with the options that training and testing have."""
+    config = read_config(args)
     config.launcher = args.launcher
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     if args.launcher == "slurm":
@@ -64,7 +78,6 @@ def load_config(args: argparse.Namespace) -> Config:
         config.work_dir = args.work_dir
     elif config.get("work_dir") is None:
         config.work_dir = str(Path("work_dirs") / Path(args.config).stem)
-    trust_checkpoints(args.trust_checkpoint or config.get("trust_checkpoint", False))
     return config
 
 

@@ -12,6 +12,7 @@ colours of the classes, for any viewer. ``--show`` opens Open3D's window, where 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -20,31 +21,42 @@ import numpy as np
 from mmengine.fileio import load
 from mmengine.utils import track_iter_progress
 
+from tasks.pointcloud.class_names import CLASSES
 from tasks.pointcloud.pictures import class_colors, draw_room, show_room
 from tasks.pointcloud.room_files import BadRoomError, read_room
 from tasks.pointcloud.room_writing import write_ply
 from tasks.pointcloud.structures import IGNORE
+from tools.classes import read_names
 
 
 def draw_prediction(
-    prediction: dict, folder: Path | None, ply: bool, show: bool, white: float | None = None
+    prediction: dict,
+    folder: Path | None,
+    ply: bool,
+    show: bool,
+    white: float | None = None,
+    classes: Sequence[str] = CLASSES,
 ) -> None:
     """Draw one room of a file of predictions.
 
     Args:
-        prediction: As ``tools/test.py --dump`` saves it: ``path``, ``name``, ``gt_segment``,
-            ``pred_segment``.
+        prediction: As ``tools/test.py --dump`` saves it: ``path``, ``name``, ``pred_segment`` and,
+            where the room has labels, ``gt_segment``.
         folder: Takes picture and .ply files; None for neither.
         ply: Whether to write .ply files too.
         show: Whether to open a window.
         white: As in ``room_files.read_room``.
+        classes: The names of the classes.
 
     Raises:
         BadRoomError: The predictions are not of every point of the room.
     """
     name = prediction["name"]
-    room = read_room(prediction["path"], white=white, labels=False)
-    truth, predicted = (np.asarray(prediction[key]) for key in ("gt_segment", "pred_segment"))
+    room = read_room(prediction["path"], white=white, labels=False, colors=None)
+    segments = {"predicted": np.asarray(prediction["pred_segment"])}
+    if "gt_segment" in prediction:
+        segments = {"true": np.asarray(prediction["gt_segment"]), **segments}
+    truth, predicted = segments.get("true"), segments["predicted"]
     if len(predicted) != len(room.coord):
         raise BadRoomError(
             f"{name}: {len(predicted)} predictions for {len(room.coord)} points; pictures are of "
@@ -52,15 +64,19 @@ def draw_prediction(
         )
     if folder is not None:
         stem = name.replace("/", "_")
-        right = (predicted == truth)[truth != IGNORE].mean()
-        title = f"{name}: {100 * right:.1f} % of {len(truth):,} points"
-        draw_room(folder / f"{stem}.png", room.coord, room.color, predicted, truth, title=title)
+        title = f"{name}: {len(predicted):,} points"
+        if truth is not None:
+            right = (predicted == truth)[truth != IGNORE].mean()
+            title = f"{name}: {100 * right:.1f} % of {len(truth):,} points"
+        file = folder / f"{stem}.png"
+        draw_room(file, room.coord, room.color, predicted, truth, classes, title)
         if ply:
-            for kind, labels in (("true", truth), ("predicted", predicted)):
+            for kind, labels in segments.items():
                 file = folder / f"{stem}_{kind}.ply"
-                write_ply(file, room.coord, class_colors(labels), labels)
+                write_ply(file, room.coord, class_colors(labels, classes), labels, classes)
     if show:
-        show_room(room.coord, room.color, class_colors(truth), class_colors(predicted), title=name)
+        colorings = [class_colors(labels, classes) for labels in segments.values()]
+        show_room(room.coord, room.color, *colorings, title=name)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,6 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rooms", nargs="+", metavar="AREA/ROOM", help="only these")
     parser.add_argument("--ply", action="store_true", help="write .ply files too")
     parser.add_argument("--show", action="store_true", help="open a window for each room")
+    parser.add_argument("--classes", help="rooms of other sets: a text file, a name a line")
     parser.add_argument("--white", type=float, help="the number of full brightness in the files")
     args = parser.parse_args(arguments)
     if args.folder is None and not args.show:
@@ -85,11 +102,12 @@ def main(arguments: list[str] | None = None) -> None:
     missing = [room for room in rooms if room not in known]
     if missing:
         parser.error(f"no predictions of {', '.join(missing)}; there are {', '.join(known)}")
+    classes = CLASSES if args.classes is None else read_names(args.classes)
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
     try:
         for room in track_iter_progress(rooms):
-            draw_prediction(known[room], args.folder, args.ply, args.show, args.white)
+            draw_prediction(known[room], args.folder, args.ply, args.show, args.white, classes)
     except (BadRoomError, FileNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
 

@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 
 from dr2net.openmmlab import OtherBatchSizeHook, ValidateResumedHook
 from dr2net.openmmlab.checkpoint import find_resumable_checkpoint
+from tools.classes import ClassesFitHook
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
 from tools.deterministic import FirstIterationHook, choose_workspace, explain_refusals
 
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> Runner:
 
     runner = Runner.from_cfg(config)
     runner.register_hook(OtherBatchSizeHook())
+    runner.register_hook(ClassesFitHook())
     if config.get("resume"):
         runner.register_hook(ValidateResumedHook())
     with ExitStack() as around:

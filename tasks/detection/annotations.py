@@ -73,7 +73,8 @@ def read_coco(path: Path, annotated: bool = True) -> dict[str, Any]:
 
     Args:
         path: The file.
-        annotated: False takes a file without annotations, as there are of images to be predicted.
+        annotated: False takes files without ``annotations`` as if these were empty: those of test
+            sets whose labels are kept secret, such as COCO's test-dev.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -89,8 +90,14 @@ def read_coco(path: Path, annotated: bool = True) -> dict[str, Any]:
         coco = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise BadInputError(f"{path} is not a JSON file: {error}", []) from error
-    if not annotated and isinstance(coco, dict):
-        coco.setdefault("annotations", [])
+    if not annotated and isinstance(coco, dict) and "annotations" not in coco:
+        print_log(
+            f"{path} has no annotations: detections can be written (tools/test.py --format-only), "
+            "and no figures computed",
+            logger="current",
+            level=logging.WARNING,
+        )
+        coco = {"annotations": [], **coco}
     lists = ("images", "annotations", "categories")
     missing = [k for k in lists if not isinstance(coco, dict) or not isinstance(coco.get(k), list)]
     if missing:
@@ -286,12 +293,12 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _size_and_orientation(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height of the pixels as they are stored, and what EXIF says of turning them."""
-    with _images_of_any_size(), Image.open(path) as image:
+    with images_of_any_size(), Image.open(path) as image:
         return image.size, image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 @contextmanager
-def _images_of_any_size() -> Iterator[None]:
+def images_of_any_size() -> Iterator[None]:
     """Switch off PIL's guard against images of more than 89 million pixels: headers are small."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:

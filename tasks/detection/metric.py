@@ -6,6 +6,7 @@ has it for each.
 
 import contextlib
 import io
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,16 @@ from typing import Any
 import numpy as np
 from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
-from mmengine.fileio import dump, get_local_path
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
+from tasks.files import write_text
+
 from .annotations import category_ids, check_mode, clean, read_coco, settle, size_of
+from .class_names import METAINFO
 from .error_types import count_errors, error_table
 from .protocols import PROTOCOLS, Protocol
 
@@ -49,7 +53,11 @@ class SmallObjectMetric(BaseMetric):
         classwise: Log the first figure for every class too.
         errors_above: Log what kinds of errors the detections of at least this score make
             (``count_errors``).
-        outfile_prefix: Write the detections to ``<outfile_prefix>.bbox.json``, as ``CocoMetric``.
+        outfile_prefix: Write the detections to ``<outfile_prefix>.bbox.json``, as ``CocoMetric``;
+            of the protocol ``visdrone`` also to ``<outfile_prefix>/<image>.txt``, as the VisDrone
+            toolkit takes them: ``left,top,width,height,score,category,-1,-1`` a line.
+        format_only: Only write that. The annotation file then needs no ``annotations``, as that of
+            COCO's test-dev.
         backend_args: As in ``CocoMetric``.
         collect_device: As in ``BaseMetric``.
         prefix: As in ``BaseMetric``.
@@ -76,6 +84,7 @@ class SmallObjectMetric(BaseMetric):
         classwise: bool = False,
         errors_above: float | None = None,
         outfile_prefix: str | None = None,
+        format_only: bool = False,
         backend_args: dict | None = None,
         collect_device: str = "cpu",
         prefix: str | None = None,
@@ -102,7 +111,11 @@ class SmallObjectMetric(BaseMetric):
         self.bad_input = bad_input
         self.classwise = classwise
         self.errors_above = errors_above
+        if format_only and outfile_prefix is None:
+            raise ValueError("format_only=True needs outfile_prefix: where the files are written")
         self.outfile_prefix = outfile_prefix
+        self.format_only = format_only
+        self.protocol_name = protocol
         self.backend_args = backend_args
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -125,7 +138,7 @@ class SmallObjectMetric(BaseMetric):
         """Compute the figures over all that was predicted."""
         path = Path(self.ann_file)
         with get_local_path(self.ann_file, backend_args=self.backend_args) as local:
-            coco = read_coco(Path(local))
+            coco = read_coco(Path(local), annotated=not self.format_only)
         classes = category_ids(coco, self.dataset_meta["classes"], path)
         coco, findings = clean(coco)
         settle(findings, self.bad_input, path, size_of(coco))
@@ -144,7 +157,12 @@ class SmallObjectMetric(BaseMetric):
             )
         ]
         if self.outfile_prefix is not None:
-            dump(detections, f"{self.outfile_prefix}.bbox.json")
+            write_text(f"{self.outfile_prefix}.bbox.json", json.dumps(detections))
+            if self.protocol_name == "visdrone":
+                write_visdrone(Path(self.outfile_prefix), coco, detections, self.protocol)
+        if self.format_only:
+            print_log(f"detections written to {self.outfile_prefix}*", logger="current")
+            return {}
 
         evaluated, kept = take_out(coco, detections, self.protocol)
         figures = average_precision(evaluated, kept, self.protocol, classes)
@@ -196,6 +214,32 @@ class SmallObjectMetric(BaseMetric):
                 level=logging.WARNING,
             )
         return set(predicted)
+
+
+def write_visdrone(
+    folder: Path, coco: dict[str, Any], detections: list[dict], protocol: Protocol
+) -> None:
+    """Write a text file for each image, from the highest score down, as VisDrone's toolkit reads.
+
+    Categories are the set's own numbers, 1 (pedestrian) to 10 (motor), whatever the ids of the
+    annotation file. At most ``protocol.image_limit`` detections of an image are written.
+
+    Raises:
+        ValueError: A class is none of VisDrone's.
+    """
+    order = METAINFO["visdrone"]["classes"]
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    lines = defaultdict(list)
+    for found in sorted(detections, key=lambda detection: -detection["score"]):
+        name = names[found["category_id"]]
+        if name not in order:
+            raise ValueError(f"{name} is no class of VisDrone: they are {', '.join(order)}")
+        numbers = [*(f"{value:.2f}" for value in found["bbox"]), f"{found['score']:.5f}"]
+        lines[found["image_id"]].append(",".join([*numbers, str(order.index(name) + 1), "-1,-1"]))
+    for image in coco["images"]:
+        file = folder / Path(image["file_name"]).with_suffix(".txt").name
+        kept = lines[image["id"]][: protocol.image_limit]
+        write_text(file, "".join(f"{line}\n" for line in kept))
 
 
 def take_out(

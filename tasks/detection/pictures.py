@@ -9,8 +9,9 @@ from os import PathLike
 import numpy as np
 from matplotlib.figure import Figure
 from mmdet.structures import DetDataSample
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .annotations import images_of_any_size
 from .tiles import Window
 
 Color = tuple[int, int, int]
@@ -74,8 +75,8 @@ def draw_sample(
     """Write a picture of a tested image: its predictions from a score on, and its tiles if any."""
     found = sample.pred_instances
     found = found[found.scores >= score_threshold].cpu().numpy()
-    with Image.open(sample.img_path) as image:
-        pixels = np.array(image.convert("RGB"))
+    with images_of_any_size(), Image.open(sample.img_path) as image:
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # as it was tested
     draw_detections(pixels, found.bboxes, found.labels, classes, file, sample.get("tiles", ()))
 
 

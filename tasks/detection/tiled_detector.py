@@ -1,5 +1,7 @@
 """``type='TiledDetector'``: any registered detector, tested on overlapping tiles of the image."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -96,6 +98,18 @@ def TiledDetector(  # noqa: N802  (a type name to those who write configs)
     model.tiled_testing = testing
     model.__class__ = _tiled(type(model))
     return model
+
+
+@contextmanager
+def make_tiled(model: Any, testing: TiledTesting) -> Iterator[None]:
+    """Test a plain detector tile by tile, inside of the context."""
+    model.tiled_testing, kind = testing, type(model)
+    model.__class__ = _tiled(kind)
+    try:
+        yield
+    finally:
+        model.__class__ = kind
+        del model.tiled_testing
 
 
 @cache

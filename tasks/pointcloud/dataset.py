@@ -21,41 +21,50 @@ class RoomDataset(BaseDataset):
     """The rooms of some areas; an item is one room, through the pipeline (``transforms``).
 
     Args:
-        areas: The numbers of the areas.
+        areas: The numbers of S3DIS's areas; or names of folders in ``data_root`` with rooms of
+            whatever set, ``"."`` for ``data_root`` itself.
         loop: How many times an epoch goes through all rooms; each time other random numbers are
             drawn. (mmengine's ``RepeatDataset`` would lose the seed of the sample.)
         class_order: Whose order the labels of the files have, where they do not state it
             themselves: see ``room_files.read_room``.
         white: The number of full brightness in the files, see ``room_files.read_room``.
+        colors: Whether rooms have colours; False makes all points of all rooms black.
+        numbers: The labels in the files of other sets, where they do not count from 0: see
+            ``room_files.read_room``.
         **kwargs: ``data_root``, ``pipeline``, ``test_mode`` and the other arguments of mmengine's
             ``BaseDataset``. ``metainfo=dict(classes=...)`` asks for labels in another order than
-            ``class_names.CLASSES``.
+            ``class_names.CLASSES``, or says those of another set. With ``test_mode``, rooms may
+            lack labels: they are predicted, and nothing is compared.
 
     Raises:
         FileNotFoundError: ``data_root`` or one of the areas is not there.
-        BadRoomError: On indexing: a room is not what it should be, or has no labels.
+        BadRoomError: On indexing: a room is not what it should be, or has no labels in training.
     """
 
     METAINFO = {"classes": CLASSES}  # noqa: RUF012 - as mmengine declares it
 
     def __init__(
         self,
-        areas: Sequence[int] = (1, 2, 3, 4, 6),
+        areas: Sequence[int | str] = (1, 2, 3, 4, 6),
         loop: int = 1,
         class_order: str | None = None,
         white: float | None = None,
+        colors: bool = True,
+        numbers: Sequence[int] | None = None,
         **kwargs: object,
     ) -> None:
         self.areas = tuple(areas)
         self.loop = loop
         self.class_order = class_order
         self.white = white
+        self.colors = colors
+        self.numbers = numbers
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
         """List the rooms, and log how many there are; none is read yet."""
         rooms = find_rooms(self.data_root, self.areas)
-        counts = Counter(f"Area_{room.area}" for room in rooms)
+        counts = Counter(room.area_name for room in rooms)
         print_log(
             f"{self.data_root}: {len(rooms)} rooms, "
             + ", ".join(f"{area} {count}" for area, count in counts.items()),
@@ -84,16 +93,24 @@ class RoomDataset(BaseDataset):
     def read(self, index: int) -> dict:
         """Read a room, counted without ``loop``, as the pipeline takes it."""
         info = self.get_data_info(index)
-        room = read_room(Path(info["path"]), self.metainfo["classes"], self.class_order, self.white)
-        if room.segment is None:
+        room = read_room(
+            Path(info["path"]),
+            self.metainfo["classes"],
+            self.class_order,
+            self.white,
+            colors=self.colors,
+            numbers=self.numbers,
+        )
+        if room.segment is None and not self.test_mode:
             raise BadRoomError(
-                f"{info['path']} has no labels: training and testing need them. To segment rooms "
-                "without labels, read them by room_files.read_room"
+                f"{info['path']} has no labels: training needs them. Rooms without are for tests "
+                "and for tools/predict.py"
             )
+        labels = {} if room.segment is None else {"segment": room.segment}
         return {
             "coord": room.coord,
             "color": room.color.astype(np.float32),
-            "segment": room.segment,
+            **labels,
             "name": info["name"],
             "area": info["area"],
             "path": info["path"],

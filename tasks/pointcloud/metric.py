@@ -1,5 +1,6 @@
 """mIoU, mAcc, OA and IoU by class, all from one confusion matrix."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from mmengine.registry import METRICS
+
+from tasks.files import write_text
 
 from .confusion import class_table, figures, write_confusion
 from .structures import IGNORE
@@ -20,11 +23,14 @@ class PointSegmentationMetric(BaseMetric):
     The names of the figures say what was compared. After ``FullResolutionSegmentor``, which
     predicts every original point, they are ``full_resolution/mIoU`` and so on; predictions of
     subsampled clouds are ``val_subsampled/mIoU``, by whatever command they are computed. The two
-    are not comparable, and the figures of papers are the former.
+    are not comparable, and the figures of papers are the former. Rooms without labels are left
+    out, with a warning.
 
     Args:
         confusion_file: Write the confusion matrix there (JSON), for six-fold results
             (``tools/sum_folds.py``).
+        label_folder: Write the predicted label of every original point there, a line each, in
+            ``Area_5_office_1.txt`` and so on.
         collect_device: As in ``BaseMetric``.
 
     Raises:
@@ -32,15 +38,26 @@ class PointSegmentationMetric(BaseMetric):
             are not as many as labels, or of other classes.
     """
 
-    def __init__(self, confusion_file: str | None = None, collect_device: str = "cpu") -> None:
+    def __init__(
+        self,
+        confusion_file: str | None = None,
+        label_folder: str | None = None,
+        collect_device: str = "cpu",
+    ) -> None:
         super().__init__(collect_device=collect_device)
+        self.label_folder = label_folder
         self.confusion_file = confusion_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Count the points of each room by true and predicted class."""
         count = len(self.dataset_meta["classes"])
         for sample in data_samples:
-            truth, found = sample["gt_segment"], sample["pred_segment"]
+            truth, found = sample.get("gt_segment"), sample["pred_segment"]
+            if self.label_folder is not None:
+                self._write_labels(sample)
+            if truth is None:
+                self.results.append((sample.get("name"), None, None))
+                continue
             if truth.shape != found.shape:
                 raise ValueError(
                     f"{sample.get('name')}: {len(truth)} labels, {len(found)} predictions"
@@ -57,8 +74,30 @@ class PointSegmentationMetric(BaseMetric):
                 (sample.get("name"), bool(sample.get("full_resolution")), confusion.numpy())
             )
 
+    def _write_labels(self, sample: dict) -> None:
+        name = str(sample.get("name"))
+        if not sample.get("full_resolution"):
+            raise ValueError(
+                f"{name}: label_folder is for labels of every point, which a "
+                "FullResolutionSegmentor predicts; these are of a subsampled cloud"
+            )
+        labels = sample["pred_segment"].tolist()
+        file = Path(self.label_folder) / f"{name.replace('/', '_')}.txt"
+        write_text(file, "".join(f"{label}\n" for label in labels))
+
     def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the figures over all rooms, and log a table of the classes."""
+        unknown = [name for name, full, _ in results if full is None]
+        if unknown:
+            print_log(
+                f"{len(unknown)} of {len(results)} rooms have no labels and are not in the "
+                f"figures: {', '.join(map(str, unknown[:20]))}",
+                logger="current",
+                level=logging.WARNING,
+            )
+        results = [result for result in results if result[1] is not None]
+        if not results:
+            return {}
         names, full, confusions = zip(*results, strict=True)
         if any(full) != all(full):
             raise ValueError(

@@ -6,7 +6,8 @@
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from os import PathLike
 
 import numpy as np
@@ -26,10 +27,20 @@ _MOST_POINTS = 1_000_000
 _INK = (30, 30, 30)
 
 
+def palette(classes: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return a colour (RGB) for each class: S3DIS's own, or one that differs from its neighbours'.
+
+    Of the hues that follow each other by the golden section, no two near ones are alike.
+    """
+    hues = [hsv_to_rgb(0.618034 * n % 1, 0.9 - 0.4 * (n % 2), 0.95) for n in range(len(classes))]
+    own = [tuple(round(255 * part) for part in hue) for hue in hues]
+    return [COLORS.get(name, color) for name, color in zip(classes, own, strict=True)]
+
+
 def class_colors(segment: np.ndarray, classes: Sequence[str] = CLASSES) -> np.ndarray:
     """Return the colours of labels, uint8 (N, 3); ignored points are white."""
     table = np.full((IGNORE + 1, 3), 255, np.uint8)
-    table[: len(classes)] = [COLORS[name] for name in classes]
+    table[: len(classes)] = palette(classes)
     return table[segment]
 
 
@@ -54,7 +65,7 @@ def draw_room(
         color: Uint8 (N, 3).
         predicted: (N,), numbers of ``classes``.
         truth: (N,), numbers of ``classes`` or 255; None where it is not known.
-        classes: Names, each of which has a colour in ``class_names.COLORS``.
+        classes: Their names.
         title: Stands above the picture.
         size: Width and height of each view, pixels.
     """
@@ -62,22 +73,52 @@ def draw_room(
     if truth is not None:
         views["true classes"] = class_colors(truth, classes)
     views["predicted classes"] = class_colors(predicted, classes)
-    seen = _opened(coord)
+    draw_views(file, coord, views, _entries(predicted, truth, classes), title, size)
+
+
+def draw_views(
+    file: str | PathLike,
+    coord: np.ndarray,
+    views: Mapping[str, np.ndarray],
+    legend: Sequence[tuple[tuple[int, int, int], str]],
+    title: str = "",
+    size: int = 640,
+    opened: bool = True,
+) -> None:
+    """Write a picture of a cloud in several colourings, in a row.
+
+    Args:
+        file: A path that ends in the format to write, like ``.png``.
+        coord: Float (N, 3), metres.
+        views: By what stands above each, the colours of the points, uint8 (N, 3).
+        legend: Colours and what they mean.
+        title: Stands above the picture.
+        size: Width and height of each view, pixels.
+        opened: Whether it is a room, whose ceiling and walls in front are cut off.
+    """
+    seen = _opened(coord) if opened else np.arange(len(coord))
     panels = [_render(coord[seen], colors[seen], size) for colors in views.values()]
 
     font = ImageFont.load_default(max(12, size // 36))
     line = math.ceil(1.7 * font.size)
-    legend = _legend(_entries(predicted, truth, classes), size * len(panels), font)
+    strip = _legend(legend, size * len(panels), font)
     top = line * (2 if title else 1)
-    picture = Image.new("RGB", (size * len(panels), top + size + legend.height), "white")
+    picture = Image.new("RGB", (size * len(panels), top + size + strip.height), "white")
     draw = ImageDraw.Draw(picture)
     if title:
         draw.text((line / 2, line / 2), title, _INK, font, anchor="lm")
     for number, (name, panel) in enumerate(zip(views, panels, strict=True)):
         draw.text((number * size + line / 2, top - line / 2), name, _INK, font, anchor="lm")
         picture.paste(Image.fromarray(panel), (number * size, top))
-    picture.paste(legend, (0, top + size))
+    picture.paste(strip, (0, top + size))
     picture.save(file)
+
+
+def class_entries(
+    segment: np.ndarray | None, classes: Sequence[str]
+) -> list[tuple[tuple[int, int, int], str]]:
+    """Return the legend of classes that occur among labels."""
+    return [] if segment is None else _entries(segment, None, classes)
 
 
 def _opened(coord: np.ndarray) -> np.ndarray:
@@ -120,16 +161,16 @@ def _entries(
     predicted: np.ndarray, truth: np.ndarray | None, classes: Sequence[str]
 ) -> list[tuple[tuple[int, int, int], str]]:
     entries = []
-    for label, name in enumerate(classes):
+    for label, (name, color) in enumerate(zip(classes, palette(classes), strict=True)):
         found = predicted == label
         if truth is None:
             if found.any():
-                entries.append((COLORS[name], name))
+                entries.append((color, name))
         elif (truth == label).any():
             right = found[truth == label].mean()
-            entries.append((COLORS[name], f"{name} {100 * right:.0f} %"))
+            entries.append((color, f"{name} {100 * right:.0f} %"))
         elif found.any():
-            entries.append((COLORS[name], f"{name} (not there)"))
+            entries.append((color, f"{name} (not there)"))
     return entries
 
 

@@ -4,16 +4,18 @@
 |---|---|
 | ours, and Pointcept's | ``Area_k/<room>/``: coord.npy, color.npy, segment.npy, instance.npy |
 | mmdetection3d's | ``points/Area_k_<room>.bin``, and in ``semantic_mask/``, ``instance_mask/`` |
-| one file a room | ``Area_k/<room>.ply``, .pcd, .las; or ``Area_k_<room>.ply``, .pcd, .las |
+| one file a room | ``Area_k/<room>.ply``, .pcd, .las, .npy; or ``Area_k_<room>.ply`` and so on |
+| those of any set | ``<folder>/<room>/coord.npy`` and so on; or ``<folder>/<room>.ply`` and so on |
+
+A .npy file that is a room alone is (N, 3) x y z, (N, 6) with r g b, or (N, 7) with labels, as
+PointNet's.
 
 Our folders have a fifth file, ``room.json``, whose ``classes`` are the names of the labels in their
 order, and our .ply files say the same in a comment of their header. Other files do not tell in
 which of the two common orders their labels are (``class_names``), and have to be told.
 """
 
-import json
 import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,54 +24,83 @@ from pathlib import Path
 import numpy as np
 
 from .class_names import CLASS_ORDERS, CLASSES, named_order
+from .room_readers import (
+    STATEMENT,
+    BadRoomError,
+    read_bin,
+    read_folder,
+    read_las,
+    read_npy,
+    read_open3d,
+)
 from .structures import IGNORE
 
-STATEMENT = "room.json"
-_SINGLE_FILES = (".ply", ".pcd", ".las")
-# What labels are called in .ply, .pcd and .las files: here, by KPConv, and by others.
-_LABEL_NAMES = ("segment", "class", "label", "classification")
+_SINGLE_FILES = (".ply", ".pcd", ".las", ".npy")
+# What is a room by itself, wherever it lies.
+ENDINGS = (*_SINGLE_FILES, ".bin")
 _LAYOUTS = (
-    "Area_k/ROOM/coord.npy, points/Area_k_ROOM.bin, or Area_k/ROOM.ply, .pcd or .las; "
+    "Area_k/ROOM/coord.npy, points/Area_k_ROOM.bin, or Area_k/ROOM.ply, .pcd, .las or .npy; "
     "tools/prepare_pointcloud.py writes the first from Stanford3dDataset_v1.2_Aligned_Version"
 )
-
-
-class BadRoomError(ValueError):
-    """A room's file is not what it should be; the message names it and says what to do."""
+_COLORS_NEEDED = (
+    "networks here use colours. To train and test without, say colors=False in the config's "
+    "datasets: all points are black then"
+)
 
 
 @dataclass(frozen=True)
 class RoomFile:
-    """Where a room is: its area, its name within the area, and its folder or file."""
+    """Where a room is: its area or folder, its name within it, and its own folder or file."""
 
-    area: int
+    area: int | str
     name: str
     path: Path
 
     @property
+    def area_name(self) -> str:
+        """As ``Area_1``, or the name of the folder."""
+        return self.area if isinstance(self.area, str) else f"Area_{self.area}"
+
+    @property
     def full_name(self) -> str:
         """As ``Area_1/office_2``."""
-        return f"Area_{self.area}/{self.name}"
+        return f"{self.area_name}/{self.name}"
 
 
 @dataclass(frozen=True)
 class Room:
     """The N points of a room.
 
-    ``coord`` is float32 (N, 3) in metres, counted from a whole metre near the room where the file
-    has more than 1 km, which float32 would round. ``color`` is uint8 (N, 3), RGB. ``segment`` is
-    int64 (N,), the classes' numbers or ``IGNORE``, and ``instance`` int64 (N,), the objects'
-    numbers; both are None where the files have none.
+    ``coord`` is float32 (N, 3) in metres, counted from ``origin``, a whole metre near the room
+    where the file has more than 1 km, which float32 would round. ``color`` is uint8 (N, 3), RGB.
+    ``segment`` is int64 (N,), the classes' numbers or ``IGNORE``, and ``instance`` int64 (N,), the
+    objects' numbers; both are None where the files have none. ``has_colors`` is False where the
+    files have none, or none were asked for: all points are black then.
     """
 
     coord: np.ndarray
     color: np.ndarray
     segment: np.ndarray | None
     instance: np.ndarray | None
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    has_colors: bool = True
 
 
-def find_rooms(root: str | Path, areas: Sequence[int]) -> list[RoomFile]:
+def is_room(path: Path) -> bool:
+    """Whether a path looks like a room: a folder with ``coord.npy``, or a file with an ending."""
+    if path.is_dir():
+        return (path / "coord.npy").is_file()
+    is_part = path.suffix == ".npy" and (path.parent / "coord.npy").is_file()
+    return path.suffix.lower() in ENDINGS and path.is_file() and not is_part
+
+
+def find_rooms(root: str | Path, areas: Sequence[int | str]) -> list[RoomFile]:
     """Find the rooms of the areas below ``root``, whatever their layout, in the order of names.
+
+    Args:
+        root: The folder of a set.
+        areas: Numbers of S3DIS's areas, and names of folders in ``root`` that have rooms in them,
+            ``"."`` for ``root`` itself.
 
     Raises:
         FileNotFoundError: ``root`` is not there, or has no room of one of the areas.
@@ -77,6 +108,39 @@ def find_rooms(root: str | Path, areas: Sequence[int]) -> list[RoomFile]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} does not exist. Expected are rooms as {_LAYOUTS}.")
+    folders = [area for area in areas if isinstance(area, str)]
+    areas = [area for area in areas if not isinstance(area, str)]
+    others = [room for folder in folders for room in _rooms_in(root, folder)]
+    return _rooms_of_areas(root, areas) + others
+
+
+def _rooms_in(root: Path, folder: str) -> list[RoomFile]:
+    paths = sorted((root / folder).iterdir()) if (root / folder).is_dir() else []
+    rooms = [
+        RoomFile(folder, path.name if path.is_dir() else path.stem, path)
+        for path in paths
+        # Of a room that lacks coord.npy, reading it says so.
+        if is_room(path) or any((path / f"{name}.npy").is_file() for name in ("color", "segment"))
+    ]
+    if not rooms:
+        what = "has no rooms" if paths else "does not exist or is empty"
+        raise FileNotFoundError(
+            f"{root / folder} {what}. Expected are rooms: "
+            f"folders with coord.npy, or files that end in {', '.join(ENDINGS)}"
+        )
+    return _each_once(rooms)
+
+
+def _each_once(rooms: list[RoomFile]) -> list[RoomFile]:
+    for one, other in pairwise(rooms):
+        if one.full_name == other.full_name:
+            raise BadRoomError(
+                f"{one.full_name} is there twice, as {one.path} and {other.path}: remove one"
+            )
+    return rooms
+
+
+def _rooms_of_areas(root: Path, areas: Sequence[int]) -> list[RoomFile]:
     found = [
         # Of a room that lacks a file, reading it says which.
         *{path.parent for end in ("*.npy", STATEMENT) for path in root.glob(f"Area_*/*/{end}")},
@@ -98,15 +162,9 @@ def find_rooms(root: str | Path, areas: Sequence[int]) -> list[RoomFile]:
         raise FileNotFoundError(
             f"{root} has no room of {_areas(missing)}, it has {_areas(present) or 'no area'}. "
             f"Expected are rooms as {_LAYOUTS}. If the areas are meant to be missing, name others "
-            "in the config: areas=[...]"
+            "in the config: areas=[...], numbers or the names of folders"
         )
-    rooms = sorted((r for r in rooms if r.area in areas), key=lambda r: (r.area, r.name))
-    for one, other in pairwise(rooms):
-        if one.full_name == other.full_name:
-            raise BadRoomError(
-                f"{one.full_name} is there twice, as {one.path} and {other.path}: remove one"
-            )
-    return rooms
+    return _each_once(sorted((r for r in rooms if r.area in areas), key=lambda r: (r.area, r.name)))
 
 
 def _areas(areas: Sequence[int]) -> str:
@@ -119,6 +177,8 @@ def read_room(
     class_order: str | None = None,
     white: float | None = None,
     labels: bool = True,
+    colors: bool | None = True,
+    numbers: Sequence[int] | None = None,
 ) -> Room:
     """Read a room and check it.
 
@@ -133,6 +193,11 @@ def read_room(
             files.
         labels: False leaves ``segment`` and ``instance`` out, and with them what is said of
             orders.
+        colors: True needs colours; False makes all points black, whether there are colours or not;
+            None makes them black where there are none.
+        numbers: Of each of ``classes``, the label that means it in files that do not state their
+            classes; points of other labels are ignored. By default labels count from 0, in the
+            order of ``classes``.
 
     Raises:
         FileNotFoundError: A file of the room is not there.
@@ -141,17 +206,29 @@ def read_room(
             stated, or parts of the room are of different lengths.
     """
     path = Path(path)
+    ending = path.suffix.lower()
     if path.is_dir():
-        coord, color, segment, instance, stated = _read_folder(path)
-    elif path.suffix == ".bin":
-        coord, color, segment, instance, stated = _read_bin(path)
-    elif path.suffix in (".ply", ".pcd"):
-        coord, color, segment, instance, stated = _read_open3d(path)
-    elif path.suffix == ".las":
-        coord, color, segment, instance, stated = _read_las(path)
+        coord, color, segment, instance, stated = read_folder(path)
+    elif ending == ".bin":
+        coord, color, segment, instance, stated = read_bin(path)
+    elif ending == ".npy":
+        coord, color, segment, instance, stated = read_npy(path)
+    elif ending in (".ply", ".pcd"):
+        coord, color, segment, instance, stated = read_open3d(path, labels)
+    elif ending == ".las":
+        coord, color, segment, instance, stated = read_las(path, labels)
         white = 65535 if white is None else white
     else:
         raise BadRoomError(f"{path} is not a room: expected {_LAYOUTS}")
+    if color is None and colors:
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"{path / 'color'}.npy does not exist; a room needs it: {_COLORS_NEEDED}"
+            )
+        raise BadRoomError(f"{path} has no colours (red, green, blue): {_COLORS_NEEDED}")
+    has_colors = color is not None and colors is not False
+    if not has_colors:
+        color, white = np.zeros((len(coord), 3), np.uint8), 255
     for part, values in (("colours", color), ("labels", segment), ("instances", instance)):
         if values is not None and len(values) != len(coord):
             raise BadRoomError(
@@ -162,122 +239,26 @@ def read_room(
         raise BadRoomError(f"{path} holds no points: convert or download the room again")
     _check_coord(path, coord)
     if white is None:
-        white = 1 if path.suffix in (".ply", ".pcd") and color.dtype.kind == "f" else 255
+        white = 1 if ending in (".ply", ".pcd") and color.dtype.kind == "f" else 255
     if not labels:
         segment = instance = None
     if segment is not None:
-        segment = _number(path, segment, stated, classes, class_order)
+        if numbers is not None and stated is None:
+            segment = _renumber(path, segment, numbers, classes)
+        else:
+            segment = _number(path, segment, stated, classes, class_order)
+    origin = np.zeros(3)
     if coord.dtype == np.float64 and np.abs(coord).max() > 1000:
-        coord = coord - np.floor(coord.min(axis=0))
+        origin = np.floor(coord.min(axis=0))
+        coord = coord - origin
     return Room(
         np.ascontiguousarray(coord, np.float32),
         _as_bytes(path, color, white),
         segment,
         None if instance is None else instance.reshape(-1).astype(np.int64),
+        tuple(origin.tolist()),
+        has_colors,
     )
-
-
-def _read_folder(path: Path) -> tuple:
-    arrays = {}
-    for name in ("coord", "color", "segment", "instance"):
-        file = path / f"{name}.npy"
-        if file.is_file():
-            try:
-                arrays[name] = np.load(file)
-            except (ValueError, EOFError, OSError) as error:
-                raise BadRoomError(
-                    f"{file} is not a whole .npy file ({error}): convert or download it again"
-                ) from error
-    for name in ("coord", "color"):
-        if name not in arrays:
-            raise FileNotFoundError(f"{path / name}.npy does not exist; a room needs it")
-    segment, instance = (
-        arrays[name].reshape(-1) if name in arrays else None for name in ("segment", "instance")
-    )
-    statement = path / STATEMENT
-    stated = _stated_classes(statement) if statement.is_file() else None
-    return arrays["coord"], arrays["color"], segment, instance, stated
-
-
-def _stated_classes(file: Path) -> list[str]:
-    try:
-        return json.loads(file.read_text())["classes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadRoomError(
-            f'{file} does not say its classes, {{"classes": [...]}} ({error!r}): convert the room '
-            "again, or write them"
-        ) from error
-
-
-def _read_bin(path: Path) -> tuple:
-    """mmdetection3d's: float32 x y z r g b, and int64 labels in files of the same name."""
-    values = np.fromfile(path, np.float32)
-    if values.size % 6:
-        raise BadRoomError(
-            f"{path} holds {values.size} float32 numbers, which is no multiple of 6 (x y z r g b "
-            "of every point): it was cut short, or is of another layout"
-        )
-    points, labels = values.reshape(-1, 6), []
-    for folder in ("semantic_mask", "instance_mask"):
-        file = path.parent.parent / folder / path.name
-        labels.append(np.fromfile(file, np.int64) if file.is_file() else None)
-    return points[:, :3], points[:, 3:], *labels, None
-
-
-def _read_open3d(path: Path) -> tuple:
-    import open3d
-
-    cloud = open3d.t.io.read_point_cloud(str(path))
-    if "positions" not in cloud.point:
-        raise BadRoomError(f"{path} cannot be read by Open3D: is it a whole {path.suffix} file?")
-    parts = {name: cloud.point[name].numpy() for name in cloud.point}
-    if "colors" not in parts:
-        raise BadRoomError(f"{path} has no colours (red, green, blue): networks here use them")
-    segment = _one_of(path, parts)
-    instance = parts.get("instance")
-    stated = _stated_in_ply(path) if path.suffix == ".ply" else None
-    flat = [None if values is None else values.reshape(-1) for values in (segment, instance)]
-    return parts["positions"], parts["colors"], *flat, stated
-
-
-def _stated_in_ply(path: Path) -> list[str] | None:
-    with path.open("rb") as file:
-        for line in file:
-            words = line.decode("ascii", "replace").split()
-            if words[:2] == ["comment", "classes"]:
-                return words[2:]
-            if words[:1] == ["end_header"]:
-                break
-    return None
-
-
-def _read_las(path: Path) -> tuple:
-    import laspy
-
-    try:
-        las = laspy.read(path)
-    except (laspy.LaspyException, ValueError, EOFError, OSError, struct.error) as error:
-        raise BadRoomError(f"{path} cannot be read by laspy ({error}): is it whole?") from error
-    names = set(las.point_format.dimension_names)
-    if not {"red", "green", "blue"} <= names:
-        raise BadRoomError(f"{path} has no colours (red, green, blue): networks here use them")
-    extra = {name: np.asarray(las[name]) for name in _LABEL_NAMES if name in names}
-    # Every .las file has room for it; 0 is "never classified".
-    if "classification" in extra and (len(extra) > 1 or not extra["classification"].any()):
-        del extra["classification"]
-    instance = np.asarray(las["instance"]) if "instance" in names else None
-    color = np.stack([las.red, las.green, las.blue], axis=1)
-    return np.asarray(las.xyz), color, _one_of(path, extra), instance, None
-
-
-def _one_of(path: Path, parts: dict[str, np.ndarray]) -> np.ndarray | None:
-    found = [name for name in _LABEL_NAMES if name in parts]
-    if len(found) > 1:
-        raise BadRoomError(
-            f"{path} has several properties that may be its labels, {' and '.join(found)}: remove "
-            "those that are not"
-        )
-    return parts[found[0]] if found else None
 
 
 def _check_coord(path: Path, coord: np.ndarray) -> None:
@@ -325,6 +306,8 @@ def _number(
     if class_order is not None and class_order not in CLASS_ORDERS:
         raise ValueError(f"class_order is one of {', '.join(CLASS_ORDERS)}, got {class_order!r}")
     named = None if class_order is None else CLASS_ORDERS[class_order]
+    if stated is None and named is None and set(classes) != set(CLASSES):
+        stated = classes  # a set of its own, whose labels are in the order that the config says
     if stated is None and named is None:
         raise BadRoomError(
             f"{path} does not say which class its labels mean, and two orders are in use. Say "
@@ -347,6 +330,7 @@ def _number(
             f"{path} has its labels in {named_order(order)}, wanted is {named_order(classes)}: "
             f"{remedy}"
         )
+    labels = np.where(np.isnan(labels), -1, labels)  # as CloudCompare has points without a label
     whole = labels.astype(np.int64)
     ignored = (whole == IGNORE) | (whole == -1)  # Pointcept's is -1
     bad = ~ignored & ((whole < 0) | (whole >= len(order)) | (whole != labels))
@@ -354,8 +338,29 @@ def _number(
         values = ", ".join(f"{value:g}" for value in np.unique(labels[bad])[:5].tolist())
         raise BadRoomError(
             f"{path}: {int(bad.sum())} of {len(labels)} labels are out of range: {values}. "
-            f"Expected are 0 to {len(order) - 1}, or {IGNORE} or -1 for points to be ignored"
+            f"Expected are 0 to {len(order) - 1}, or {IGNORE} or -1 for points to be ignored. Of "
+            "files with numbers of their own, say them in the config: numbers=[...], one a class"
         )
     table = np.full(IGNORE + 1, IGNORE)
     table[: len(order)] = [list(classes).index(name) for name in order]
     return table[np.where(ignored, IGNORE, whole)]
+
+
+def _renumber(
+    path: Path, labels: np.ndarray, numbers: Sequence[int], classes: Sequence[str]
+) -> np.ndarray:
+    """Return labels, int64, in the order of ``classes``, of files that have others."""
+    if len(numbers) != len(classes) or len(set(numbers)) != len(numbers):
+        raise ValueError(
+            f"numbers={list(numbers)} has to be {len(classes)} different labels, one for each of "
+            f"{', '.join(classes)}"
+        )
+    segment = np.full(len(labels), IGNORE, np.int64)
+    for label, number in enumerate(numbers):
+        segment[labels == number] = label
+    if (segment == IGNORE).all():
+        raise BadRoomError(
+            f"{path}: none of its labels is one of numbers={list(numbers)}; it has "
+            f"{', '.join(f'{value:g}' for value in np.unique(labels)[:10].tolist())}"
+        )
+    return segment

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .class_names import CLASSES
-from .room_files import STATEMENT, Room
+from .room_files import Room
+from .room_readers import STATEMENT
 
 
 def write_room(folder: Path, room: Room, classes: Sequence[str] = CLASSES, **said: object) -> None:
@@ -79,14 +80,15 @@ def write_ply(
 
     Args:
         file: A path that ends in .ply.
-        coord: Float (N, 3), metres.
+        coord: Float (N, 3), metres; written as they are, float32 or float64.
         color: Uint8 (N, 3), what the points are shown in.
         segment: (N,) the numbers of classes, 255 for none.
         classes: Their names in the order of their numbers.
     """
     import open3d
 
-    cloud = open3d.t.geometry.PointCloud(np.ascontiguousarray(coord, np.float32))
+    kind = np.float64 if coord.dtype == np.float64 else np.float32
+    cloud = open3d.t.geometry.PointCloud(np.ascontiguousarray(coord, kind))
     cloud.point.colors = np.ascontiguousarray(color, np.uint8)
     cloud.point.segment = np.ascontiguousarray(segment, np.uint8).reshape(-1, 1)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,9 @@ def write_ply(
             f"Open3D cannot write {partial}: is the folder writable and the disk not full?"
         )
     magic, encoding, rest = partial.read_bytes().split(b"\n", 2)
-    comment = f"comment classes {' '.join(classes)}".encode()
+    names = " ".join(classes)
+    if len(names.split()) != len(classes) or names.startswith("["):  # a name has a space
+        names = json.dumps(list(classes), ensure_ascii=False)
+    comment = f"comment classes {names}".encode()
     partial.write_bytes(b"\n".join([magic, encoding, comment, rest]))
     partial.replace(file)

@@ -464,3 +464,36 @@ def test_real_annotations_found_perfectly_score_1():
     metric = SmallObjectMetric(str(path), limits=[1500], report=["AP", "AP_S", "AP_M"])
     figures = predict(metric, found, ("vehicle", "human"))
     assert set(figures.values()) == {1}
+
+
+def test_files_are_written_of_a_set_whose_annotations_are_secret(tmp_path, logged):
+    path = write(tmp_path, [1, 2], [])
+    coco = json.loads(path.read_text())
+    del coco["annotations"]
+    path.write_text(json.dumps(coco))
+    out = tmp_path / "out/detections"
+    metric = SmallObjectMetric(str(path), format_only=True, outfile_prefix=str(out))
+    assert predict(metric, {1: [("boat", (10, 20, 30, 40), 0.5)], 2: []}) == {}
+    (found,) = json.loads((tmp_path / "out/detections.bbox.json").read_text())
+    assert found == {"image_id": 1, "bbox": [10, 20, 30, 40], "score": 0.5, "category_id": 17}
+    assert any("has no annotations" in message for message in logged)
+    with pytest.raises(BadInputError, match="there is none named annotations"):
+        predict(SmallObjectMetric(str(path)), {1: [], 2: []})
+    with pytest.raises(ValueError, match="format_only=True needs outfile_prefix"):
+        SmallObjectMetric(str(path), format_only=True)
+
+
+def test_visdrones_files_have_its_own_numbers_of_classes(tmp_path, logged):
+    classes = METAINFO["visdrone"]["classes"]
+    path = write(tmp_path, [1, 2], [], classes)
+    out = tmp_path / "text"
+    metric = SmallObjectMetric(
+        str(path), protocol="visdrone", format_only=True, outfile_prefix=str(out), image_limit=2
+    )
+    found = [("van", (1, 2, 3, 4), 0.5), ("motor", (5, 6, 7, 8), 0.9), ("car", (5, 6, 7, 8), 0.1)]
+    predict(metric, {1: found, 2: []}, classes)
+    assert (out / "1.txt").read_text().splitlines() == [
+        "5.00,6.00,7.00,8.00,0.90000,10,-1,-1",
+        "1.00,2.00,3.00,4.00,0.50000,5,-1,-1",
+    ]
+    assert (out / "2.txt").read_text() == ""
