@@ -7,7 +7,7 @@ from contextlib import suppress
 from copy import copy
 from functools import partial
 from itertools import groupby, product
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from .block_hooks import refuse_bearing_container, refuse_direct_call, several_p
 from .branches import Branch, Slices
 from .coefficients import check_coefficients, from_state, round_coefficient, to_state
 from .guard import Guard
+from .pytorch_versions import is_exporting
 from .reports import is_immediate
 
 __all__ = ["Container"]
@@ -103,7 +104,7 @@ class Container(nn.Module):
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
         # Read each time, since others write the buffer too (averages over models, by .data).
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             return self._read()
         # An export has put a symbol in the buffer's place.
         buffer, version, (alpha, beta, _) = self._known
@@ -129,7 +130,7 @@ class Container(nn.Module):
         buffer, version, state = self._known
         if (
             not torch.is_grad_enabled()
-            or torch.compiler.is_exporting()
+            or is_exporting()
             or buffer is not self.coefficients
             or buffer.is_inference()
         ):
@@ -166,7 +167,7 @@ class Container(nn.Module):
         if not self.coefficients.is_meta:
             self._read()  # of a copy, whose buffer has another version
 
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         _, _, (alpha, beta, _) = self._known
         if not self.coefficients.is_meta:
             alpha, beta = self._read()
