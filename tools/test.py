@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.runner import Runner
 
+from dr2net.openmmlab.checkpoint import expect_whole_models
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
 from tools.deterministic import choose_workspace
 
@@ -31,7 +32,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     if (config.get("randomness") or {}).get("deterministic"):  # as a training's own config says
         choose_workspace()
     adapt_to_cpu(config)
-    return Runner.from_cfg(config).test()
+    expect_whole_models(True)
+    try:
+        return Runner.from_cfg(config).test()
+    finally:
+        expect_whole_models(False)
 
 
 if __name__ == "__main__":
