@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters import put_coefficients
 from .block_hooks import refuse_bearing_container, refuse_direct_call, several_processes
 from .branches import Branch, Slices
 from .coefficients import check_coefficients, from_state, round_coefficient, to_state
@@ -180,17 +181,25 @@ class Container(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *args: Any
     ) -> None:
+        # PEFT saves adapters without the chain around them: it takes the (α, β) that they bring.
+        own = prefix + "coefficients"
+        for name in put_coefficients(self, self.coefficients):
+            if prefix + name in state_dict:
+                state_dict.setdefault(own, state_dict[prefix + name][0])
+            else:  # a file from before they did
+                state_dict[prefix + name] = state_dict.get(own, self.coefficients)[None]
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         self.guard.has_measured = False  # other weights, other activations
         # A pretrained file knows no coefficients: those set stay, and nothing is missing.
-        if prefix + "coefficients" in missing:
-            missing.remove(prefix + "coefficients")
+        if own in missing:
+            missing.remove(own)
         elif not self.coefficients.is_meta:
             with suppress(ValueError):  # coefficients out of range are reported when they are used
                 self._read()
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.guard.look(wait=True, wait_for_all=True)  # what is saved was trained right
+        put_coefficients(self, self.coefficients)
         super()._save_to_state_dict(*args, **kwargs)
 
     # Blocks
