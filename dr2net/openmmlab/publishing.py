@@ -12,9 +12,9 @@ from mmengine import registry
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from ..coefficients import is_on_the_line
 from ..publishing.card import file_hash, write_card
 from ..publishing.folders import new_folder
+from ..publishing.line import refuse_no_plain_network
 from .checkpoint import coefficients_in, read_checkpoint
 
 __all__ = ["plain_settings", "publish_checkpoint"]
@@ -56,38 +56,32 @@ def publish_checkpoint(
         The file of the weights.
 
     Raises:
-        ValueError: the checkpoint is of a Dr²Net off the line α = 1 − β, or of another model.
+        ValueError: the checkpoint is of a Dr²Net off the line α = 1 − β or at β > 1/2, or of
+            another model.
         FileExistsError: the folder holds something.
     """
     found = read_checkpoint(checkpoint, "cpu")
     state: dict[str, Any] = found.get("state_dict", found)
     pairs = coefficients_in(state)
-    for key, (alpha, beta) in pairs.items():
-        if not is_on_the_line(alpha, beta):
-            raise ValueError(
-                f"{checkpoint} is of a Dr²Net at (alpha, beta) = {(alpha, beta)}, whose weights "
-                f"are no plain network's ({key}). Test it with its own config; to publish a plain "
-                "network, finetune on the line alpha = 1 - beta."
-            )
+    for pair in pairs.values():
+        refuse_no_plain_network(*pair)
     weights = {key: tensor for key, tensor in state.items() if key not in pairs}
-    scope = config.get("default_scope", "mmengine")
-    plain: dict[str, Any] = {
-        "default_scope": scope,
-        "model": plain_settings(config.model, wrappers),
-    }
-    if "test_dataloader" in config and not _types(config.test_dataloader) & _own_types():
-        plain["test_dataloader"] = config.test_dataloader
+    scope, own = config.get("default_scope", "mmengine"), _own_types()
+    settings = plain_settings(config.model.to_dict(), wrappers)
+    if _types(settings.get("train_cfg")) & own:  # which a test does without
+        settings["train_cfg"] = None
     init_default_scope(scope)
-    model = MODELS.build(plain["model"])
+    model = MODELS.build(settings)
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} is not of the model of the config: {error}") from error
-    kinds = sorted(
-        {type(m).__name__ for m in model.modules() if type(m).__module__.startswith(OURS)}
-    )
+    kinds = sorted(_types(settings) & own)
+    plain: dict[str, Any] = {"default_scope": scope, "model": settings}
     if kinds:
         plain["custom_imports"] = config.get("custom_imports")
+    if "test_dataloader" in config and not _types(config.test_dataloader) & own:
+        plain["test_dataloader"] = config.test_dataloader
     meta = {key: found["meta"][key] for key in ("dataset_meta",) if key in found.get("meta", {})}
     with new_folder(folder) as draft:
         path = draft / f"{name}.pth"
@@ -99,8 +93,8 @@ def publish_checkpoint(
             config=f"{name}.py",
             weights=path.name,
         )
-        pair = next(iter(pairs.values()), None)
-        write_card(draft, name, scope, pair, usage, path, card or {})
+        last = next(iter(pairs.values()), None)
+        write_card(draft, name, scope, last, usage, path, card or {})
     return Path(folder) / path.name
 
 
@@ -126,13 +120,11 @@ def _types(settings: Any) -> set[str]:
 
 
 def _own_types() -> set[str]:
-    """Names that this project has registered."""
-    registries = [
-        value for value in vars(registry).values() if isinstance(value, registry.Registry)
-    ]
-    return {
-        name
-        for each in registries
-        for name, kind in each.module_dict.items()
-        if kind.__module__.startswith(OURS)
-    }
+    """Names that this project has registered, in mmengine's registries or in those below."""
+    waiting = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    found: set[str] = set()
+    for each in waiting:
+        own = each.module_dict.items()
+        found.update(name for name, kind in own if kind.__module__.startswith(OURS))
+        waiting += each.children.values()
+    return found

@@ -28,6 +28,7 @@ from ..loop import LoopedChain
 from . import timm_folder, transformers_folder
 from .card import write_card
 from .folders import new_folder
+from .line import refuse_no_plain_network
 
 __all__ = ["from_pretrained", "publish"]
 
@@ -59,23 +60,26 @@ def publish(
         The folder.
 
     Raises:
-        ValueError: the network is off the line α = 1 − β, where its weights are no plain network's;
-            or it has no chains, with ``reversible``; or the folder would load as another network.
+        ValueError: the network is off the line α = 1 − β, or at β > 1/2, where its weights are no
+            plain network's; or it has no chains, with ``reversible``; or the folder would load as
+            another network.
         TypeError: the network is of another library.
         FileExistsError: the folder holds something.
     """
     folder, library = Path(folder), _library_of(model)
+    pair = get_coefficients(model) if chains(model) else None
+    if pair is not None and not reversible:
+        refuse_no_plain_network(*pair)
     with new_folder(folder) as draft:
         if reversible:
             _write_dr2net(library, model, draft)
             usage = f'import dr2net\n\nmodel = dr2net.from_pretrained("{folder.name}")'
             weights = draft / WEIGHTS
         else:
-            plain = revert(deepcopy(model)) if chains(model) else model
+            plain = model if pair is None else revert(deepcopy(model))
             library.save(plain, draft)
             _compare(plain, library.load(draft))
             usage, weights = library.usage(plain, folder.name), draft / "model.safetensors"
-        pair = get_coefficients(model) if chains(model) else None
         write_card(draft, folder.name, library.NAME, pair, usage, weights, card or {})
     return folder
 

@@ -99,7 +99,7 @@ def test_a_process_without_dr2net_loads_what_revert_gives(tmp_path):
 def test_off_the_line_and_of_another_model_nothing_is_published(tmp_path):
     saved = tmp_path / "epoch_5.pth"
     torch.save({"state_dict": detector(0.0, 1.0).state_dict()}, saved)
-    with pytest.raises(ValueError, match=r"Dr²Net at \(alpha, beta\) = \(0\.0, 1\.0\)"):
+    with pytest.raises(ValueError, match=r"At \(alpha, beta\) = \(0\.0, 1\.0\) the plain"):
         main([str(CONFIG), str(saved), str(tmp_path / "out")])
     torch.save({"state_dict": {"backbone.weight": torch.zeros(1)}}, saved)
     with pytest.raises(ValueError, match="is not of the model of the config"):

@@ -117,9 +117,10 @@ def test_unknown_entries_of_the_card_are_refused_and_leave_nothing(tmp_path):
 
 
 @BOTH
-def test_off_the_line_there_is_no_plain_network(library, tmp_path):
-    model = dr2net.convert(network(library), alpha=0.0, beta=1.0)
-    with pytest.raises(ValueError, match="is another function than the original"):
+@pytest.mark.parametrize("pair", [(0.0, 1.0), (1.0, 0.125)])
+def test_off_the_line_and_far_along_it_there_is_no_plain_network(library, pair, tmp_path):
+    model = dr2net.convert(network(library), *pair)
+    with pytest.raises(ValueError, match=f"{pair[1]}.* is another function than this Dr²Net"):
         dr2net.publish(model, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
 
