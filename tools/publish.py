@@ -4,7 +4,7 @@ MODEL says what the checkpoint is of:
 
     CONFIG.py    a config of OpenMMLab, with which it was trained
     timm:NAME    a network of timm.create_model, with --model-args
-    FOLDER       of transformers, with its config.json
+    transformers CHECKPOINT is a folder that save_pretrained has written
 
 What is written loads into that library without dr2net, by strict=True. With --reversible the Dr²Net
 is written instead, for dr2net.from_pretrained.
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 import dr2net
+from dr2net.conversion.saved_folders import saved_coefficients
 from dr2net.publishing.card import ENTRIES
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> Path:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", metavar="MODEL", help="what the checkpoint is of: see above")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="file of the weights")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the weights")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="to be made")
     parser.add_argument("--reversible", action="store_true", help="write the Dr²Net, not the plain")
     parser.add_argument(
@@ -54,7 +55,12 @@ def main(arguments: list[str] | None = None) -> Path:
             )
         written = publish_openmmlab(args, card)
     else:
-        model = load(build(args.model, args.model_args, parser), args.checkpoint, args.blocks)
+        if args.model == "transformers":
+            model = load_folder(args.checkpoint, args.blocks)
+        elif args.model.startswith("timm:"):
+            model = load(build(args.model, args.model_args), args.checkpoint, args.blocks)
+        else:
+            parser.error(f"MODEL {args.model}: neither CONFIG.py, timm:NAME nor transformers")
         written = dr2net.publish(model, args.folder, args.reversible, card)
     print(f"wrote {written}")
     return written
@@ -73,21 +79,21 @@ def publish_openmmlab(args: argparse.Namespace, card: dict[str, str]) -> Path:
     return publish_checkpoint(config, args.checkpoint, args.folder, name, card, wrappers)
 
 
-def build(name: str, settings: list[str], parser: argparse.ArgumentParser) -> nn.Module:
-    """Return the plain network that MODEL names, with random weights."""
-    if name.startswith("timm:"):
-        import timm
+def build(name: str, settings: list[str]) -> nn.Module:
+    """Return the plain network that ``timm:NAME`` is, with random weights."""
+    import timm
 
-        pairs = (setting.partition("=") for setting in settings)
-        values = {key: value_of(text) for key, _, text in pairs}
-        return timm.create_model(name.removeprefix("timm:"), **values)
-    if (Path(name) / "config.json").is_file():
-        from dr2net.publishing import transformers_folder
+    pairs = (setting.partition("=") for setting in settings)
+    return timm.create_model(name.removeprefix("timm:"), **{k: value_of(v) for k, _, v in pairs})
 
-        return transformers_folder.build(Path(name))
-    return parser.error(
-        f"MODEL {name}: neither CONFIG.py, timm:NAME nor a folder with a config.json"
-    )
+
+def load_folder(folder: Path, blocks: list[str] | None) -> nn.Module:
+    """Return the network of a folder of transformers, converted where a Dr²Net was saved."""
+    from dr2net.publishing import transformers_folder
+
+    model = transformers_folder.load(folder)
+    pair = saved_coefficients(folder)
+    return model if pair is None else dr2net.convert(model, *pair, blocks=blocks)
 
 
 def value_of(text: str) -> object:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..coefficients import from_state
 
-__all__ = ["refuse_other_coefficients"]
+__all__ = ["refuse_other_coefficients", "saved_coefficients"]
 
 
 def refuse_other_coefficients(model: nn.Module, alpha: float, beta: float) -> None:
@@ -20,7 +20,7 @@ def refuse_other_coefficients(model: nn.Module, alpha: float, beta: float) -> No
     """
     folders = {str(getattr(module, "name_or_path", "")) for module in model.modules()}
     for folder in sorted(folders - {""}):
-        saved = _saved_in(Path(folder))
+        saved = saved_coefficients(Path(folder))
         if saved is not None and saved != (alpha, beta):
             raise ValueError(
                 f"The weights in {folder} are of a Dr²Net at (alpha, beta) = {saved}, and this "
@@ -29,7 +29,8 @@ def refuse_other_coefficients(model: nn.Module, alpha: float, beta: float) -> No
             )
 
 
-def _saved_in(folder: Path) -> tuple[float, float] | None:
+def saved_coefficients(folder: Path) -> tuple[float, float] | None:
+    """(α, β) in the safetensors files of a folder; None where there are none, or β is 0."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
         return None

