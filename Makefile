@@ -4,8 +4,13 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# Written last, so a setup that was cut short is never taken for a complete one.
+# One is written last for each set of dependencies that is installed, so a setup that was cut short
+# is never taken for a complete one.
+TASKS := video detection pointcloud
 READY := $(VENV)/ready
+SETUP := pyproject.toml requirements/constraints.txt tools/system_libraries.py
+INSTALL := $(BIN)/python -m pip install --progress-bar off --quiet \
+  --constraint requirements/constraints.txt --editable
 
 # The tests' processes: a worker holds up to 3 GB.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -19,14 +24,25 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv with every dependency
 
-$(READY): setup.cfg pyproject.toml tools/system_libraries.py
+define CHECK
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || { \
 	  echo 'dr2net needs Python 3.11 and "$(PYTHON)" did not start or is older.' \
 	       'Install Python 3.11, or name one: make PYTHON=/path/to/python3.11 setup' >&2; exit 1; }
 	@$(PYTHON) tools/system_libraries.py
+endef
+
+$(READY): $(SETUP)
+	$(CHECK)
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --progress-bar off --quiet --editable '.[video,detection,pointcloud,transformers,dev]'
-	@touch $(READY)
+	$(INSTALL) '.[video,detection,pointcloud,transformers,dev]'
+	@touch $(TASKS:%=$(VENV)/ready-%) $(READY)
+
+# What a task's demo needs, and no more, beside what is there.
+$(TASKS:%=$(VENV)/ready-%): $(VENV)/ready-%: $(SETUP)
+	$(CHECK)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[$*]'
+	@touch $@
 
 lint: setup ## ruff over everything, mypy over dr2net/
 	$(BIN)/ruff check .
@@ -43,13 +59,13 @@ test-slow: setup ## the slow tests
 test-gpu: ## the tests that need a GPU, in the environment of PYTHON as it is (under 3 minutes)
 	$(PYTHON) -m pytest -m gpu
 
-demo: setup ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
+demo: $(VENV)/ready-video ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
 	$(BIN)/python tools/demos/video.py
 
-demo-detection: setup ## the same for a detector of small objects in large images (about 18 minutes)
+demo-detection: $(VENV)/ready-detection ## the same for a detector of small objects in large images (about 18 minutes)
 	$(BIN)/python tools/demos/detection.py
 
-demo-pointcloud: setup ## the same for the points of furnished rooms (under 15 minutes)
+demo-pointcloud: $(VENV)/ready-pointcloud ## the same for the points of furnished rooms (under 15 minutes)
 	$(BIN)/python tools/demos/pointcloud.py
 
 benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (under 3 minutes)

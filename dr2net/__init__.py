@@ -16,6 +16,7 @@ from .conversion import (
 from .conversion.mlps import slice_mlps
 from .costs import summary
 from .planning import plan
+from .publishing import from_pretrained, publish
 from .schedule import CoefficientSchedule
 from .verification import verify, verify_step
 
@@ -27,9 +28,11 @@ __all__ = [
     "chains",
     "convert",
     "diagnostics",
+    "from_pretrained",
     "get_coefficients",
     "is_convertible",
     "plan",
+    "publish",
     "register_adapter",
     "residual",
     "revert",

@@ -24,6 +24,7 @@ from .growth import float_tolerance
 from .kernels.arithmetic import Arithmetic, check_arithmetic, make_arithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
+from .pytorch_versions import is_exporting, uncompiled
 from .ranges import run_in_range
 from .replay import Inventories, Snapshot, compute_dtype, fix_settings, undo
 from .reports import is_immediate
@@ -87,9 +88,7 @@ class ReversibleChain(Container):
     # A torch.compile around the chain would compile its modules in forward but not when backward
     # recomputes them, which then returns other bits. Modules compiled by themselves are compiled
     # both times.
-    @torch.compiler.disable(
-        reason="reversible chains run uncompiled: compile their modules, export by strict=False"
-    )
+    @uncompiled("reversible chains run uncompiled: compile their modules, export by strict=False")
     def features(
         self,
         x: Tensor,
@@ -181,7 +180,7 @@ class ReversibleChain(Container):
         run: Callable[[Pass, bool], Tensor],
     ) -> Tensor:
         guard, with_gradients = self.guard, torch.is_grad_enabled()
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return run(make(guard.range_bits), False)
         guard.look()
         several = several_processes()
@@ -216,7 +215,7 @@ class ReversibleChain(Container):
         make_call: Callable[..., Call] = Call
         # Not by gradients alone: a reentrant checkpoint runs forward without.
         trains = self.training or torch.is_grad_enabled()
-        if self.slicer is not None and trains and not torch.compiler.is_exporting():
+        if self.slicer is not None and trains and not is_exporting():
             make_call = partial(SlicedCall, slicer=self.slicer)
         calls = [
             make_call((number, self.name, key), block, branch, arguments)

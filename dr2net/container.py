@@ -7,15 +7,17 @@ from contextlib import suppress
 from copy import copy
 from functools import partial
 from itertools import groupby, product
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from .adapters import put_coefficients
 from .block_hooks import refuse_bearing_container, refuse_direct_call, several_processes
 from .branches import Branch, Slices
 from .coefficients import check_coefficients, from_state, round_coefficient, to_state
 from .guard import Guard
+from .pytorch_versions import is_exporting
 from .reports import is_immediate
 
 __all__ = ["Container"]
@@ -103,7 +105,7 @@ class Container(nn.Module):
     def get_coefficients(self) -> tuple[float, float]:
         """Returns (α, β) as they are used."""
         # Read each time, since others write the buffer too (averages over models, by .data).
-        if not torch.compiler.is_exporting():
+        if not is_exporting():
             return self._read()
         # An export has put a symbol in the buffer's place.
         buffer, version, (alpha, beta, _) = self._known
@@ -129,7 +131,7 @@ class Container(nn.Module):
         buffer, version, state = self._known
         if (
             not torch.is_grad_enabled()
-            or torch.compiler.is_exporting()
+            or is_exporting()
             or buffer is not self.coefficients
             or buffer.is_inference()
         ):
@@ -166,7 +168,7 @@ class Container(nn.Module):
         if not self.coefficients.is_meta:
             self._read()  # of a copy, whose buffer has another version
 
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         _, _, (alpha, beta, _) = self._known
         if not self.coefficients.is_meta:
             alpha, beta = self._read()
@@ -179,17 +181,25 @@ class Container(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *args: Any
     ) -> None:
+        # PEFT saves adapters without the chain around them: it takes the (α, β) that they bring.
+        own = prefix + "coefficients"
+        for name in put_coefficients(self, self.coefficients):
+            if prefix + name in state_dict:
+                state_dict.setdefault(own, state_dict[prefix + name][0])
+            else:  # a file from before they did
+                state_dict[prefix + name] = state_dict.get(own, self.coefficients)[None]
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         self.guard.has_measured = False  # other weights, other activations
         # A pretrained file knows no coefficients: those set stay, and nothing is missing.
-        if prefix + "coefficients" in missing:
-            missing.remove(prefix + "coefficients")
+        if own in missing:
+            missing.remove(own)
         elif not self.coefficients.is_meta:
             with suppress(ValueError):  # coefficients out of range are reported when they are used
                 self._read()
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.guard.look(wait=True, wait_for_all=True)  # what is saved was trained right
+        put_coefficients(self, self.coefficients)
         super()._save_to_state_dict(*args, **kwargs)
 
     # Blocks

@@ -24,6 +24,7 @@ from .guard import Guard, fingerprint, first_difference
 from .kernels.arithmetic import Arithmetic
 from .layout import with_strides
 from .messages import not_replayed, refuse_gradient_mode
+from .pytorch_versions import hooks_module, is_exporting
 from .replay import Inventories, Settings
 from .stored import run_without_gradients, stored_coupling
 from .streams import Peak, Streams, combined
@@ -88,13 +89,13 @@ class Row:
     def __init__(self, this_pass: Pass):
         self._pass = this_pass
         self.y: list[Tensor] = []  # none without gradients
-        self._hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        self._hooked = hooks_module() is not None
         self._index = 0
         self._follows = False  # whether streams were rebuilt up to here
 
     def start(self, x: Tensor) -> Tensor:
         """Returns x_0 of what enters the first coupling."""
-        if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if not torch.is_grad_enabled() or is_exporting():
             return self._pass.streams.start(x)
         self.settings = Settings(x.device)
         x, *self.y = _Start.apply(self._pass, x)

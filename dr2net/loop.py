@@ -34,6 +34,7 @@ from .coupling import Pass, Row, itself
 from .kernels.arithmetic import Arithmetic, ExactArithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
+from .pytorch_versions import hooks_module, is_exporting, uncompiled
 from .replay import RECOMPUTING, Settings, Snapshot, fix_settings, undo
 from .reports import is_immediate
 from .streams import Streams, peak
@@ -99,7 +100,7 @@ class LoopedChain(ReversibleChain):
             block.__dict__.pop("forward", None)
         return super().restore_container()
 
-    @torch.compiler.disable(reason="reversible chains run uncompiled: compile their modules")
+    @uncompiled("reversible chains run uncompiled: compile their modules")
     def step(self, key: str, block: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Runs the block ``key`` where the parent calls it; returns what the block returns."""
         kind: Any = type(block)
@@ -205,8 +206,7 @@ class LoopedChain(ReversibleChain):
             RuntimeError: it cannot be: the block's activations are stored, or other operations are
                 in the same checkpoint, so that the block is called again in backward.
         """
-        hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        inside = hooks is not None and hooks[0].__module__ == "torch.utils.checkpoint"
+        inside = hooks_module() == "torch.utils.checkpoint"
         in_backward = torch._C._current_graph_task_id() >= 0
         lock: Any = RECOMPUTING
         again = in_backward and not lock._is_owned()  # else it is inside of another chain's block
@@ -249,7 +249,7 @@ class LoopedChain(ReversibleChain):
     def look_at(self, row: _LoopRow, key: str, x: Tensor, is_last: bool) -> Tensor:
         """Returns ``x``, or NaN where a value was beyond the range of the streams."""
         guard, this_pass = self.guard, row.this_pass
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return x
         if row.is_measured and not is_immediate(x.device):
             if not is_last:

@@ -195,7 +195,8 @@ class Inventory:
             counts = isinstance(owner, _NormBase) and owner.training
             if counts or any(id(buffer) in changed for buffer in own):
                 moving += own
-        self._moving[(branch, *(m.training for m in self._owners))] = moving
+        key = branch, *(m.training for m in self._owners)
+        self._moving[key] = moving
 
     def use(self, branch: Branch, ids: list[int]) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters of these ids, and those that must not change until backward.

@@ -27,7 +27,7 @@ if find_spec("hypothesis"):  # which make test-gpu does without
 
 def pytest_addoption(parser, pluginmanager):
     if not pluginmanager.hasplugin("timeout"):
-        # setup.cfg sets it, and what no plugin knows is an error (--strict-config).
+        # pyproject.toml sets it, and what no plugin knows is an error (--strict-config).
         parser.addini("timeout", "of pytest-timeout, which is not installed")
 
 

@@ -102,8 +102,8 @@ def required(names):
     return list(found.values())
 
 
-def clean_environment(folder, *names):
-    """Makes a venv with ``names``, what they require, and dr2net; returns its python."""
+def clean_environment(folder, *names, with_dr2net=True):
+    """Makes a venv with ``names``, what they require, and this dr2net; returns its python."""
     venv.create(folder, symlinks=True, with_pip=False)
     (packages,) = folder.glob("lib/python*/site-packages")
     for one in required(names):
@@ -111,7 +111,8 @@ def clean_environment(folder, *names):
             link = packages / top
             if not link.is_symlink() and not top.endswith(".pth"):
                 link.symlink_to(Path(one.locate_file(top)))
-    (packages / "dr2net").symlink_to(ROOT / "dr2net")
+    if with_dr2net:
+        (packages / "dr2net").symlink_to(ROOT / "dr2net")
     return folder / "bin" / "python"
 
 

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,6 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("test", "test-slow", "lint", "demo", "demo-detection", "demo-pointcloud", "benchmark")
+SETUP = (
+    "Makefile",
+    "pyproject.toml",
+    "requirements/constraints.txt",
+    "tools/system_libraries.py",
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -14,8 +21,8 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 @pytest.fixture
 def checkout(tmp_path):
     """The files that setup needs, without an environment."""
-    (tmp_path / "tools").mkdir()
-    for name in ("Makefile", "setup.cfg", "pyproject.toml", "tools/system_libraries.py"):
+    for name in SETUP:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -64,8 +71,23 @@ def test_complete_setup_is_kept_until_its_files_change(checkout):
     assert "installed" in make(checkout, python, "setup").stdout
     assert "installed" not in make(checkout, python, "setup").stdout
     ready = (checkout / ".venv/ready").stat().st_mtime
-    os.utime(checkout / "setup.cfg", (ready + 10, ready + 10))
+    os.utime(checkout / "pyproject.toml", (ready + 10, ready + 10))
     assert "installed" in make(checkout, python, "setup").stdout
+
+
+@pytest.mark.parametrize("task", ["video", "detection", "pointcloud"])
+def test_a_demo_installs_what_it_needs_and_no_more(checkout, task):
+    target = "demo" if task == "video" else f"demo-{task}"
+    installed = re.findall(r"pip install .*", make(checkout, "--dry-run", target).stdout)
+    assert len(installed) == 1
+    end = f"--constraint requirements/constraints.txt --editable '.[{task}]'"
+    assert installed[0].endswith(end)
+
+
+def test_after_a_whole_setup_a_demo_installs_nothing(checkout):
+    make(checkout, python_that(checkout, "echo installed"), "setup")
+    for target in ("demo", "demo-detection", "demo-pointcloud"):
+        assert "pip install" not in make(checkout, "--dry-run", target).stdout
 
 
 @pytest.mark.parametrize("target", TARGETS)

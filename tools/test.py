@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from dr2net.openmmlab.checkpoint import expect_whole_models
 from tools.augmented_tests import augment_tests
 from tools.classes import ClassesFitHook
 from tools.command_line import adapt_to_cpu, build_parser, leave_process_group, load_config
@@ -69,7 +70,11 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     runner.register_hook(ClassesFitHook())
     if args.show_dir is not None:
         runner.register_hook(DrawTestedHook(args.show_dir, config))
-    return runner.test()
+    expect_whole_models(True)
+    try:
+        return runner.test()
+    finally:
+        expect_whole_models(False)
 
 
 def write_submission(config: Config, folder: Path) -> None:

@@ -20,7 +20,13 @@ from torch.utils._pytree import tree_leaves
 from ..block_hooks import refuse_sharded
 from ..branches import whole
 from ..chain import ReversibleChain
-from ..coefficients import DEFAULT_BETA, alpha_on_the_line, check_coefficients, is_on_the_line
+from ..coefficients import (
+    DEFAULT_BETA,
+    alpha_on_the_line,
+    check_coefficients,
+    is_on_the_line,
+    round_coefficient,
+)
 from ..kernels.arithmetic import check_arithmetic
 from ..messages import warn
 from .by_name import (
@@ -31,6 +37,7 @@ from .by_name import (
     require_calls,
     split_lists,
 )
+from .saved_folders import refuse_other_coefficients
 from .subclass import restore_methods
 
 __all__ = [
@@ -136,7 +143,8 @@ def convert(
         TypeError: the network's family has no adapter, or the adapter does not know an option.
         ValueError: a value is out of range, the network is converted already, it is of a
             supported family but built of blocks that cannot be split, or ``blocks`` names no list;
-            or the network is another one on the example at (1, 0).
+            or the network is another one on the example at (1, 0); or its weights were saved by a
+            Dr²Net at another (α, β).
     """
     if chains(model):
         raise ValueError(
@@ -146,6 +154,7 @@ def convert(
     refuse_sharded(model.modules(), "convert the model first, then shard it.")
     check_coefficients(alpha_on_the_line(beta) if alpha is None else alpha, beta)
     alpha = alpha_on_the_line(beta) if alpha is None else alpha
+    refuse_other_coefficients(model, round_coefficient(alpha), round_coefficient(beta))
     check_arithmetic(arithmetic)
     if on_mismatch not in ("raise", "warn"):
         raise ValueError(f"on_mismatch={on_mismatch!r} is unknown: use 'raise' or 'warn'.")

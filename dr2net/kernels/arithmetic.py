@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from ..coefficients import COEFFICIENT_BITS, COEFFICIENT_ONE, RANGE_BITS
 from ..layout import as_laid_out, in_memory_order, laid_out_like
+from ..pytorch_versions import is_exporting
 
 __all__ = [
     "ARITHMETICS",
@@ -160,7 +161,7 @@ class ExactArithmetic:
     def scale(self, x: Tensor, keep_remainder: bool = True) -> tuple[Tensor, Tensor | None]:
         if not self.remainder_bits:
             return x, None
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._scale_in_plain_operations(x), None
         flat = in_memory_order(x)
         y = torch.empty_like(flat)
@@ -297,7 +298,7 @@ def _in_parts(function: Callable[..., None], *flat: Tensor) -> None:
 
 
 def _is_large(tensor: Tensor) -> bool:
-    if torch.compiler.is_exporting():  # a size that stands for any would be asked for its value
+    if is_exporting():  # a size that stands for any would be asked for its value
         return False
     return tensor.numel() > ELEMENTS_AT_ONCE and tensor.device.type == "cpu"
 

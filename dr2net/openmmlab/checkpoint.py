@@ -30,6 +30,9 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 
+from ..chain import ReversibleChain
+from ..coefficients import from_state
+
 Converter = Callable[[dict], dict | None]
 MapLocation = torch.device | str | None
 
@@ -38,6 +41,7 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, e
 
 _converters: list[Converter] = []
 _trusted = False
+_whole = False
 _mmengine_load_state_dict = mmengine_checkpoint.load_state_dict
 
 
@@ -69,6 +73,12 @@ def trust_checkpoints(trusted: bool) -> None:
     """Choose whether files that run code when opened are opened; by default they are refused."""
     global _trusted
     _trusted = trusted
+
+
+def expect_whole_models(whole: bool) -> None:
+    """Choose whether each checkpoint must fill its model, as in a test; by default not."""
+    global _whole
+    _whole = whole
 
 
 def register_checkpoint_converter(converter: Converter) -> Converter:
@@ -239,7 +249,8 @@ def load_state_dict(
 
     Raises:
         UnmatchedCheckpointError: No parameter of the model, or none of its ``backbone``, has a
-            namesake of the same shape in ``state_dict``.
+            namesake of the same shape in ``state_dict``; or the file is a Dr²Net's and the model
+            has no second residual there; or, in a test, parameters or (α, β) are missing.
     """
     while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
         module = cast(torch.nn.Module, module.module)
@@ -263,7 +274,53 @@ def load_state_dict(
                 f"checkpoint {_describe(state_dict)}. Give the checkpoint of this architecture; "
                 "where its weights are a part of a larger file, name the part by init_cfg's prefix."
             )
+    _refuse_another_function(module, state_dict)
+    missing = [name for name in shapes if name not in matched]
+    if _whole and missing:
+        raise UnmatchedCheckpointError(
+            f"{len(missing)} parameters of the model are not in the checkpoint or of another shape "
+            f"there, {missing[0]} {tuple(shapes[missing[0]])} among them: a test would use random "
+            "numbers in their place. Give the checkpoint that this config's training has written."
+        )
     _mmengine_load_state_dict(module, state_dict, strict, logger)
+
+
+def _refuse_another_function(module: torch.nn.Module, state_dict: dict) -> None:
+    """Raises UnmatchedCheckpointError where the same weights are used by another equation."""
+    own = {
+        f"{name}.coefficients".lstrip("."): part
+        for name, part in module.named_modules()
+        if isinstance(part, ReversibleChain)
+    }
+    held = {name: pair for name, pair in coefficients_in(state_dict).items() if pair[1] > 0}
+    lost = sorted(held.keys() - own.keys())
+    if lost:
+        raise UnmatchedCheckpointError(
+            f"the checkpoint is of a Dr²Net at (α, β) = {held[lost[0]]}, and the model has no "
+            f"chain that takes {lost[0]}: convert it in the config (Dr2NetHook, Dr2NetBackbone), "
+            "or make the checkpoint a plain one by tools/publish.py."
+        )
+    plain = [name for name, chain in own.items() if name not in state_dict and chain.rebuilds()]
+    if _whole and plain:
+        pair = own[plain[0]].get_coefficients()
+        raise UnmatchedCheckpointError(
+            f"the config makes the model a Dr²Net at (α, β) = {pair}, and the checkpoint, which "
+            f"has no {plain[0]}, is a plain network's: test it with a plain config, or at alpha=1, "
+            "beta=0."
+        )
+
+
+def coefficients_in(state_dict: dict) -> dict[str, tuple[float, float]]:
+    """Return (α, β) of each chain that a state_dict is of, by the name of its entry."""
+    found = {
+        name: value
+        for name, value in state_dict.items()
+        if name.rpartition(".")[2] == "coefficients"
+        and isinstance(value, torch.Tensor)
+        and value.dtype == torch.int64
+        and value.shape == (3,)
+    }
+    return {name: from_state(value.tolist())[:2] for name, value in found.items()}
 
 
 def _describe(state_dict: dict) -> str:

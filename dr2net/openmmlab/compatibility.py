@@ -1,4 +1,4 @@
-"""Make the OpenMMLab versions of setup.cfg import and work together.
+"""Make the OpenMMLab versions of requirements/constraints.txt import and work together.
 
 Five known problems, each mended only where it is found:
 

@@ -355,6 +355,16 @@ def test_saved_folders_hold_the_coefficients(family, tmp_path):
     assert torch.equal(state[f"{chain.name}.coefficients"], chain.coefficients)
 
 
+@ALL
+def test_saved_folders_are_refused_at_other_coefficients(family, tmp_path):
+    network, _ = make(family)
+    converted(network, 0.0, 1.0).save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"at \(alpha, beta\) = \(0\.0, 1\.0\)"):
+        dr2net.convert(loaded)
+    assert dr2net.get_coefficients(dr2net.convert(loaded, 0.0, 1.0)) == (0.0, 1.0)
+
+
 def test_pickles_of_a_backbone_run():
     network = dinov2(Dinov2Backbone, out_features=["stage1"])
     model, x = converted(network, 0.5, 0.5), torch.randn(IMAGE)

@@ -21,6 +21,7 @@ from mmengine.model import BaseModule
 from mmengine.runner import CheckpointLoader, save_checkpoint
 from safetensors.torch import save_file
 
+import dr2net
 from dr2net.openmmlab import checkpoint as checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -338,3 +339,66 @@ class TestResuming:
 
     def test_nothing_is_found_in_a_new_folder(self, tmp_path):
         assert checkpoints.find_resumable_checkpoint(tmp_path / "new") is None
+
+
+class Classifier(nn.Module):
+    """A backbone with a chain, or without, and a head."""
+
+    def __init__(self, pair=None):
+        super().__init__()
+        timm = pytest.importorskip("timm")
+        self.backbone = timm.models.VisionTransformer(32, 16, embed_dim=8, depth=2, num_heads=2)
+        self.head = nn.Linear(8, 3)
+        if pair is not None:
+            dr2net.convert(self.backbone, *pair)
+
+
+class TestFunction:
+    """The same weights under another equation are another network."""
+
+    @pytest.fixture
+    def in_a_test(self):
+        checkpoints.expect_whole_models(True)
+        yield
+        checkpoints.expect_whole_models(False)
+
+    @pytest.mark.parametrize("pair", [(0.0, 1.0), (0.875, 0.125)])
+    def test_a_dr2net_is_not_loaded_into_a_plain_network(self, pair):
+        state = Classifier(pair).state_dict()
+        with pytest.raises(ValueError, match=r"is of a Dr²Net at .*tools/publish\.py"):
+            checkpoints.load_state_dict(Classifier(), state)
+
+    def test_at_beta_0_it_is_the_plain_network(self):
+        state = Classifier((1.0, 0.0)).state_dict()
+        model = Classifier()
+        checkpoints.load_state_dict(model, state)
+        assert torch.equal(model.head.weight, state["head.weight"])
+
+    def test_a_plain_checkpoint_starts_a_training(self):
+        state = Classifier().state_dict()
+        model = Classifier((1.0, 0.5))
+        checkpoints.load_state_dict(model, state)
+        assert dr2net.get_coefficients(model) == (1.0, 0.5)
+
+    @pytest.mark.usefixtures("in_a_test")
+    def test_a_plain_checkpoint_is_not_tested_as_a_dr2net(self):
+        with pytest.raises(ValueError, match=r"\(1\.0, 0\.5\).* is a plain network's"):
+            checkpoints.load_state_dict(Classifier((1.0, 0.5)), Classifier().state_dict())
+        checkpoints.load_state_dict(Classifier((1.0, 0.0)), Classifier().state_dict())
+
+    @pytest.mark.usefixtures("in_a_test")
+    def test_a_missing_head_is_not_tested(self):
+        state = Classifier().state_dict()
+        del state["head.bias"]
+        with pytest.raises(ValueError, match=r"1 parameters .*head\.bias \(3,\) among them"):
+            checkpoints.load_state_dict(Classifier(), state)
+
+    @pytest.mark.usefixtures("in_a_test")
+    def test_a_head_of_another_shape_is_not_tested(self):
+        state = Classifier().state_dict() | {"head.bias": torch.zeros(4)}
+        with pytest.raises(ValueError, match=r"another shape"):
+            checkpoints.load_state_dict(Classifier(), state)
+
+    def test_a_missing_head_starts_a_training(self):
+        state = {k: v for k, v in Classifier().state_dict().items() if "head" not in k}
+        checkpoints.load_state_dict(Classifier(), state)

@@ -63,7 +63,7 @@ def test_only_the_adapters_train(make):
     model(images().detach()).square().sum().backward()
     optimizer.step()
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
-    assert changed == {name for name in before if "lora_" in name}
+    assert changed == {n for n in before if "lora_" in n and not n.endswith(".coefficients")}
 
 
 @BOTH_ORDERS
@@ -94,6 +94,26 @@ def test_saved_adapters_load_into_a_converted_base(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(converted(base, 0.5, 0.5), tmp_path).eval()
     assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("pair", [(0.0, 1.0), (0.75, 0.25)])
+def test_saved_adapters_bring_the_coefficients(pair, tmp_path):
+    base, x = network().eval(), images()
+    model = with_lora(converted(base, *pair)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(converted(base, 0.5, 0.5), tmp_path).eval()
+    assert dr2net.get_coefficients(loaded) == pair
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_a_checkpoint_of_an_adapted_network_loads_strictly():
+    base, x = network().eval(), images()
+    model = with_lora(converted(base, 0.75, 0.25)).eval()
+    state = model.state_dict()
+    fresh = with_lora(converted(base, 0.5, 0.5)).eval()
+    fresh.load_state_dict(state, strict=True)
+    assert dr2net.get_coefficients(fresh) == (0.75, 0.25)
+    assert torch.equal(fresh(x), model(x))
 
 
 def test_a_wrapped_network_is_reverted_in_place():
