@@ -17,6 +17,7 @@ from .conversion.mlps import slice_mlps
 from .costs import summary
 from .planning import plan
 from .schedule import CoefficientSchedule
+from .selection import select_channels
 from .verification import verify, verify_step
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "register_adapter",
     "residual",
     "revert",
+    "select_channels",
     "set_coefficients",
     "set_reversible",
     "slice_mlps",

@@ -1,0 +1,231 @@
+"""A layer of whose weight some input channels are trained: what it keeps, and their gradient.
+
+The layer computes as ever, by its own forward and its whole weight, which is frozen: autograd then
+keeps none of its input for the weight. What is trained is a parameter of its own, the slice
+``weight[:, channels]``, so that gradient, optimizer state and buckets of DDP have its size. A hook
+behind the layer keeps the chosen channels of the input and hands the slice its gradient; the slice
+is written into the weight after each step of an optimizer. ``layer.weight`` is therefore what the
+network computes with, and a state_dict holds it under the library's own name and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+__all__ = ["SLICE", "TrainedChannels", "trained_channels"]
+
+SLICE = "weight_of_trained_channels"
+"""Name of the trained parameter in its layer; its shape is (out, channels, *kernel)."""
+
+# By the id of the trained slice.
+_owners: WeakValueDictionary[int, TrainedChannels] = WeakValueDictionary()
+# The ids of the parameters that a DistributedDataParallel reduces.
+_reduced: WeakKeyDictionary[nn.Module, set[int]] = WeakKeyDictionary()
+
+
+class TrainedChannels:
+    """Hooks of a linear or convolution layer that train some input channels of its weight.
+
+    Args:
+        layer: ``nn.Linear`` or ``nn.Conv1d`` to ``nn.Conv3d``, in one group.
+        name: its path in the network, for messages.
+        channels: indices of the input channels to train, ascending, int64. There may be none: the
+            slice is then an empty parameter, in graph and optimizer like any other.
+    """
+
+    def __init__(self, layer: Any, name: str, channels: Tensor):
+        self.layer, self.name = layer, name
+        self.layer.weight.requires_grad_(False)
+        self.layer.trained_channels = self
+        self._handles = [
+            layer.register_forward_pre_hook(self._before),
+            layer.register_forward_hook(self._after, with_kwargs=True),
+            layer.register_state_dict_pre_hook(self._before_state),
+            layer.register_state_dict_post_hook(_leave_out),
+            layer.register_load_state_dict_post_hook(self._after_loading),
+        ]
+        self._version = -1  # of the slice that the weight has
+        self._take(channels)
+
+    def choose(self, channels: Tensor) -> None:
+        """Trains other channels from now on: a new parameter, unless they are the same."""
+        if not torch.equal(channels, self.channels.cpu()):
+            self.update_weight()
+            self._take(channels)
+
+    def update_weight(self) -> None:
+        """Writes the slice into the weight, if it may have changed."""
+        if self._version != self.parameter._version:
+            weight = self.layer.weight
+            with torch.no_grad():
+                weight.index_copy_(1, self._channels_on(weight.device), self.parameter)
+            self._version = self.parameter._version
+
+    def remove(self) -> None:
+        """Leaves the layer as it was, with the weight as it is trained by now."""
+        self.update_weight()
+        for handle in self._handles:
+            handle.remove()
+        del self.layer._parameters[SLICE], self.layer.trained_channels
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        self.__dict__.update(state)
+        _owners[id(self.parameter)] = self
+
+    def _take(self, channels: Tensor) -> None:
+        weight = self.layer.weight.detach()
+        self.channels = channels.to(weight.device)
+        self.parameter = nn.Parameter(weight.index_select(1, self.channels))
+        self._version = self.parameter._version
+        self.layer.register_parameter(SLICE, self.parameter)
+        _owners[id(self.parameter)] = self
+
+    def _channels_on(self, device: torch.device) -> Tensor:
+        if self.channels.device != device:
+            self.channels = self.channels.to(device)
+        return self.channels
+
+    def _before(self, *_: Any) -> None:
+        self.update_weight()
+
+    def _after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled():
+            return None
+        parameter: Any = layer._parameters[SLICE]
+        if parameter is not self.parameter and parameter._base is not self.parameter:
+            raise RuntimeError(
+                f"The trained channels of {self.name} were exchanged for another tensor, by "
+                "fully_shard (FSDP2), torch.func.functional_call or nn.DataParallel, which cannot "
+                "train a part of a weight: train with DistributedDataParallel or in one process, "
+                "or call selection.remove() first."
+            )
+        _refuse_stale_ddp(self)
+        if not parameter.requires_grad:  # frozen since
+            return None
+        x = args[0] if args else kwargs["input"]
+        dim = -1 if isinstance(layer, nn.Linear) else 1 - (_spatial(layer) + 2)
+        # In the precision in which the layer has computed, under autocast too.
+        kept = x.detach().index_select(dim, self._channels_on(x.device)).to(output.dtype)
+        return _GradientOfSlice.apply(output, parameter, kept, layer)
+
+    def _before_state(self, *_: Any) -> None:
+        self.update_weight()
+
+    def _after_loading(self, layer: Any, keys: Any) -> None:
+        missing = keys.missing_keys
+        missing[:] = [key for key in missing if key.rpartition(".")[2] != SLICE]
+        weight = layer.weight.requires_grad_(False)  # which assign=True has exchanged
+        with torch.no_grad():
+            self.parameter.copy_(weight.index_select(1, self._channels_on(weight.device)))
+        self._version = self.parameter._version
+
+
+def _leave_out(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Hook on a state_dict, whose weight has the slice."""
+    state.pop(prefix + SLICE, None)
+
+
+def trained_channels(model: nn.Module) -> Iterator[TrainedChannels]:
+    """Those of the layers of ``model`` of which channels were chosen."""
+    for module in model.modules():
+        found = module.__dict__.get("trained_channels")
+        if isinstance(found, TrainedChannels):
+            yield found
+
+
+class _GradientOfSlice(torch.autograd.Function):
+    """The output of a layer as it is; backward computes the slice's gradient beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, parameter: Tensor, kept: Tensor, layer: Any) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(output)  # returned itself, so that operations in place may follow
+        ctx.save_for_backward(kept)
+        ctx.layer, ctx.shape, ctx.dtype = layer, parameter.shape, parameter.dtype
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        if grad is None or not ctx.needs_input_grad[1]:
+            return grad, None, None, None
+        (kept,) = ctx.saved_tensors
+        kind = grad.device.type
+        is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if is_cast else nullcontext():
+            if not kept.numel():
+                of_slice = grad.new_zeros(ctx.shape)
+            elif isinstance(ctx.layer, nn.Linear):
+                of_slice = grad.reshape(-1, grad.shape[-1]).t().mm(
+                    kept.reshape(-1, kept.shape[-1])
+                )
+            else:
+                of_slice = _convolution(ctx.layer, grad, kept, ctx.shape)
+        return grad, of_slice.to(ctx.dtype), None, None
+
+
+def _convolution(layer: Any, grad: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a weight of ``shape``, whose input channels are those of ``x``."""
+    spatial = _spatial(layer)
+    if x.ndim == spatial + 1:  # one sample, not a batch
+        grad, x = grad[None], x[None]
+    padding = layer.padding
+    if layer.padding_mode != "zeros" or padding == "same":
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = "valid"
+    if padding == "valid":
+        padding = (0,) * spatial
+    weight = x.new_empty(shape)  # of which the kernel looks at the shape alone
+    none, wanted = (0,) * spatial, (False, True, False)
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, layer.stride, padding, layer.dilation, False, none, 1, wanted
+    )
+    return found[1]
+
+
+def _spatial(layer: Any) -> int:
+    """How many dimensions a convolution slides over."""
+    return len(layer.kernel_size)
+
+
+def _refuse_stale_ddp(trained: TrainedChannels) -> None:
+    """Raises RuntimeError if a DistributedDataParallel around does not know this slice."""
+    ddp: Any = DistributedDataParallel._get_active_ddp_module()
+    if ddp is None:
+        return
+    if ddp not in _reduced:
+        _reduced[ddp] = set(map(id, ddp._module_parameters))
+    if id(trained.parameter) not in _reduced[ddp]:
+        raise RuntimeError(
+            f"The channels of {trained.name} were drawn after DistributedDataParallel was put "
+            "around the network, so that processes would not share their gradients: wrap the "
+            "network anew after each draw, model = DistributedDataParallel(network)."
+        )
+
+
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Hook on the steps of all optimizers: writes the slices that this one trains.
+
+    Not every optimizer raises a tensor's version (fused ones do not). Within a backward, where
+    optimizers may run parameter by parameter, the layer's own backward still needs the weight.
+    """
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        owner = _owners.get(id(parameter))
+        if owner is not None and owner.parameter is parameter:
+            owner._version = -1
+            if torch._C._current_graph_task_id() < 0:
+                owner.update_weight()
+
+
+register_optimizer_step_post_hook(_after_step)
