@@ -17,7 +17,7 @@ from .conversion.mlps import slice_mlps
 from .costs import summary
 from .planning import plan
 from .schedule import CoefficientSchedule
-from .selection import select_channels
+from .selection import Selection, select_channels
 from .verification import verify, verify_step
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CoefficientSchedule",
     "ReversibleChain",
+    "Selection",
     "chains",
     "convert",
     "diagnostics",

@@ -16,10 +16,12 @@ from .hook import (  # noqa: E402
     ValidateResumedHook,
     VerificationHook,
 )
+from .selection_hook import ChannelSelectionHook  # noqa: E402
 
 checkpoint.install()
 
 __all__ = [
+    "ChannelSelectionHook",
     "CoefficientScheduleHook",
     "Dr2NetBackbone",
     "Dr2NetHook",

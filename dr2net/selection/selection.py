@@ -189,9 +189,16 @@ class Selection:
         return sum(len(self.channels[name]) * layer.cost for name, layer in self.layers.items())
 
     def apply_to(self, copy: nn.Module) -> None:
-        """Gives a deep copy of the network, such as an average, the channels of this one."""
-        for trained in trained_channels(copy):
-            trained.choose(self.channels[trained.name].cpu())
+        """Gives a copy of the network, such as an average, the channels of this one.
+
+        Its parameters are then those of the network, one by one, also if it was copied before.
+        """
+        for name, module in _modules(copy, self.layers).items():
+            channels = self.channels[name].cpu()
+            if (trained := module.__dict__.get("trained_channels")) is None:
+                TrainedChannels(module, name, channels)
+            else:
+                trained.choose(channels)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of it: plain containers and tensors."""
@@ -264,8 +271,7 @@ def draw_channels(
         least = min(layer.cost for layer in layers.values())
         raise ValueError(f"budget={budget} bytes: a single channel takes {least} of them at least.")
     return {
-        name: torch.tensor(sorted(channels), dtype=torch.int64)
-        for name, channels in chosen.items()
+        name: torch.tensor(sorted(channels), dtype=torch.int64) for name, channels in chosen.items()
     }
 
 

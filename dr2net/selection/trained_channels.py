@@ -95,9 +95,11 @@ class TrainedChannels:
             self.channels = self.channels.to(device)
         return self.channels
 
+    @torch.compiler.disable
     def _before(self, *_: Any) -> None:
         self.update_weight()
 
+    @torch.compiler.disable
     def _after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
@@ -166,9 +168,7 @@ class _GradientOfSlice(torch.autograd.Function):
             if not kept.numel():
                 of_slice = grad.new_zeros(ctx.shape)
             elif isinstance(ctx.layer, nn.Linear):
-                of_slice = grad.reshape(-1, grad.shape[-1]).t().mm(
-                    kept.reshape(-1, kept.shape[-1])
-                )
+                of_slice = grad.reshape(-1, grad.shape[-1]).t().mm(kept.reshape(-1, kept.shape[-1]))
             else:
                 of_slice = _convolution(ctx.layer, grad, kept, ctx.shape)
         return grad, of_slice.to(ctx.dtype), None, None
