@@ -65,8 +65,10 @@ class TrainedChannels:
 
     def update_weight(self) -> None:
         """Writes the slice into the weight, if it may have changed."""
+        self._write(self.layer.weight)
+
+    def _write(self, weight: Tensor) -> None:
         if self._version != self.parameter._version:
-            weight = self.layer.weight
             with torch.no_grad():
                 weight.index_copy_(1, self._channels_on(weight.device), self.parameter)
             self._version = self.parameter._version
@@ -97,7 +99,9 @@ class TrainedChannels:
 
     @torch.compiler.disable
     def _before(self, *_: Any) -> None:
-        self.update_weight()
+        # By .data, which raises no version: a coupling before this one, of the same block, has
+        # noted those of the block's weights. That of the slice tells who keeps what it was.
+        self._write(self.layer.weight.data)
 
     @torch.compiler.disable
     def _after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
@@ -152,7 +156,7 @@ class _GradientOfSlice(torch.autograd.Function):
     def forward(ctx: Any, output: Tensor, parameter: Tensor, kept: Tensor, layer: Any) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(output)  # returned itself, so that operations in place may follow
-        ctx.save_for_backward(kept)
+        ctx.save_for_backward(kept, parameter)  # whose version is checked
         ctx.layer, ctx.shape, ctx.dtype = layer, parameter.shape, parameter.dtype
         return output
 
@@ -161,7 +165,7 @@ class _GradientOfSlice(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
         if grad is None or not ctx.needs_input_grad[1]:
             return grad, None, None, None
-        (kept,) = ctx.saved_tensors
+        kept, _ = ctx.saved_tensors
         kind = grad.device.type
         is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False) if is_cast else nullcontext():
