@@ -157,7 +157,7 @@ def preselected(layers: dict[str, Layer], share: float) -> dict[str, Layer]:
     totals = {name: layer.rgn.sum().item() for name, layer in layers.items()}
     wanted, carried, kept = share * sum(totals.values()), 0.0, set()
     for name in sorted(totals, key=lambda name: -totals[name]):
-        if carried >= wanted:
+        if carried >= wanted and share < 1:  # of 1, none is left out for rounding
             break
         carried += totals[name]
         kept.add(name)

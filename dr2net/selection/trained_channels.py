@@ -61,6 +61,7 @@ class TrainedChannels:
         """Trains other channels from now on: a new parameter, unless they are the same."""
         if not torch.equal(channels, self.channels.cpu()):
             self.update_weight()
+            _owners.pop(id(self.parameter), None)
             self._take(channels)
 
     def update_weight(self) -> None:
