@@ -1,17 +1,19 @@
 """A layer of whose weight some input channels are trained: what it keeps, and their gradient.
 
-The layer computes as ever, by its own forward and its whole weight, which is frozen: autograd then
-keeps none of its input for the weight. What is trained is a parameter of its own, the slice
-``weight[:, channels]``, so that gradient, optimizer state and buckets of DDP have its size. A hook
-behind the layer keeps the chosen channels of the input and hands the slice its gradient; the slice
-is written into the weight after each step of an optimizer. ``layer.weight`` is therefore what the
-network computes with, and a state_dict holds it under the library's own name and nothing else.
+The layer computes as ever, with its whole weight, which is frozen. What is trained is a parameter
+of its own, the slice ``weight[:, channels]``, so that gradient, optimizer state and buckets of DDP
+have its size; it is written into the weight after each step of an optimizer. ``layer.weight`` is
+therefore what the network computes with, and a state_dict has it under the library's own name.
+
+Of a frozen linear layer autograd keeps no input; a hook behind it keeps the chosen channels and
+hands the slice its gradient. Of a frozen convolution it does keep the input, so that one takes the
+place of the layer's own, which does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..replay import compute_dtype
 
 __all__ = ["SLICE", "TrainedChannels", "trained_channels"]
 
@@ -49,11 +53,14 @@ class TrainedChannels:
         self.layer.trained_channels = self
         self._handles = [
             layer.register_forward_pre_hook(self._before),
-            layer.register_forward_hook(self._after, with_kwargs=True),
             layer.register_state_dict_pre_hook(self._before_state),
             layer.register_state_dict_post_hook(_leave_out),
             layer.register_load_state_dict_post_hook(self._after_loading),
         ]
+        if isinstance(layer, nn.Linear):
+            self._handles.append(layer.register_forward_hook(self._after, with_kwargs=True))
+        else:
+            layer._conv_forward = self._convolve
         self._version = -1  # of the slice that the weight has
         self._take(channels)
 
@@ -79,6 +86,7 @@ class TrainedChannels:
         self.update_weight()
         for handle in self._handles:
             handle.remove()
+        self.layer.__dict__.pop("_conv_forward", None)
         del self.layer._parameters[SLICE], self.layer.trained_channels
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
@@ -106,9 +114,40 @@ class TrainedChannels:
 
     @torch.compiler.disable
     def _after(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        parameter = self._slice_in_use()
+        if parameter is None:
+            return None
+        x = args[0] if args else kwargs["input"]
+        # In the precision in which the layer has computed, under autocast too.
+        kept = x.detach().index_select(-1, self._channels_on(x.device)).to(output.dtype)
+        return _GradientOfSlice.apply(output, parameter, kept)
+
+    @torch.compiler.disable
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer's ``_conv_forward`` computes."""
+        layer, parameter = self.layer, self._slice_in_use()
+        if parameter is None:
+            return type(layer)._conv_forward(layer, x, weight, bias)
+        spatial = len(layer.kernel_size)
+        is_batch = x.ndim == spatial + 2
+        dtype = x.dtype if x.dtype == torch.float64 else compute_dtype(x.device, x.dtype)
+        x, bias = (x if is_batch else x[None]).to(dtype), None if bias is None else bias.to(dtype)
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        pads, padding = layer._reversed_padding_repeated_twice, layer.padding
+        if mode != "constant" or (padding == "same" and pads[::2] != pads[1::2]):
+            x, padding = F.pad(x, pads, mode=mode), "valid"
+        if isinstance(padding, str):
+            padding = [0] * spatial if padding == "valid" else pads[::2][::-1]
+        kept = x.detach().index_select(1, self._channels_on(x.device))
+        geometry = (layer.stride, padding, layer.dilation)
+        output = _Convolution.apply(x, weight, bias, parameter, kept, geometry)
+        return output if is_batch else output[0]
+
+    def _slice_in_use(self) -> Any:
+        """What stands for the trained slice; None without gradients, or where it was frozen."""
         if not torch.is_grad_enabled():
             return None
-        parameter: Any = layer._parameters[SLICE]
+        parameter: Any = self.layer._parameters[SLICE]
         if parameter is not self.parameter and parameter._base is not self.parameter:
             raise RuntimeError(
                 f"The trained channels of {self.name} were exchanged for another tensor, by "
@@ -117,13 +156,7 @@ class TrainedChannels:
                 "or call selection.remove() first."
             )
         _refuse_stale_ddp(self)
-        if not parameter.requires_grad:  # frozen since
-            return None
-        x = args[0] if args else kwargs["input"]
-        dim = -1 if isinstance(layer, nn.Linear) else 1 - (_spatial(layer) + 2)
-        # In the precision in which the layer has computed, under autocast too.
-        kept = x.detach().index_select(dim, self._channels_on(x.device)).to(output.dtype)
-        return _GradientOfSlice.apply(output, parameter, kept, layer)
+        return parameter if parameter.requires_grad else None
 
     def _before_state(self, *_: Any) -> None:
         self.update_weight()
@@ -151,57 +184,80 @@ def trained_channels(model: nn.Module) -> Iterator[TrainedChannels]:
 
 
 class _GradientOfSlice(torch.autograd.Function):
-    """The output of a layer as it is; backward computes the slice's gradient beside it."""
+    """The output of a linear layer as it is; backward computes the slice's gradient beside it."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, parameter: Tensor, kept: Tensor, layer: Any) -> Tensor:
+    def forward(ctx: Any, output: Tensor, parameter: Tensor, kept: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(output)  # returned itself, so that operations in place may follow
         ctx.save_for_backward(kept, parameter)  # whose version is checked
-        ctx.layer, ctx.shape, ctx.dtype = layer, parameter.shape, parameter.dtype
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> tuple:
-        if grad is None or not ctx.needs_input_grad[1]:
-            return grad, None, None, None
-        kept, _ = ctx.saved_tensors
-        kind = grad.device.type
-        is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        with torch.autocast(kind, enabled=False) if is_cast else nullcontext():
-            if not kept.numel():
-                of_slice = grad.new_zeros(ctx.shape)
-            elif isinstance(ctx.layer, nn.Linear):
-                of_slice = grad.reshape(-1, grad.shape[-1]).t().mm(kept.reshape(-1, kept.shape[-1]))
-            else:
-                of_slice = _convolution(ctx.layer, grad, kept, ctx.shape)
-        return grad, of_slice.to(ctx.dtype), None, None
+        if grad is None:
+            return None, None, None
+        kept, parameter = ctx.saved_tensors
+        of_slice = None
+        if ctx.needs_input_grad[1]:
+            rows = grad.reshape(-1, grad.shape[-1])
+            with _without_autocast(grad):
+                of_slice = rows.t().mm(kept.reshape(-1, kept.shape[-1])).to(parameter.dtype)
+        return grad, of_slice, None
 
 
-def _convolution(layer: Any, grad: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a weight of ``shape``, whose input channels are those of ``x``."""
-    spatial = _spatial(layer)
-    if x.ndim == spatial + 1:  # one sample, not a batch
-        grad, x = grad[None], x[None]
-    padding = layer.padding
-    if layer.padding_mode != "zeros" or padding == "same":
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        padding = "valid"
-    if padding == "valid":
-        padding = (0,) * spatial
-    weight = x.new_empty(shape)  # of which the kernel looks at the shape alone
-    none, wanted = (0,) * spatial, (False, True, False)
-    found = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, layer.stride, padding, layer.dilation, False, none, 1, wanted
-    )
-    return found[1]
+CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
-def _spatial(layer: Any) -> int:
-    """How many dimensions a convolution slides over."""
-    return len(layer.kernel_size)
+class _Convolution(torch.autograd.Function):
+    """A convolution with a frozen weight, which keeps no more of x than the chosen channels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameter: Tensor,
+        kept: Tensor,
+        geometry: tuple,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, parameter, kept)
+        ctx.shape, ctx.geometry = x.shape, geometry
+        return CONVOLUTIONS[x.ndim](x, weight.to(x.dtype), bias, *geometry)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:
+        if grad is None:
+            return (None,) * 6
+        weight, parameter, kept = ctx.saved_tensors
+        of_x = of_bias = of_slice = None
+        further = (None, *ctx.geometry, False, (0,) * (grad.ndim - 2), 1)
+        backward = torch.ops.aten.convolution_backward
+        with _without_autocast(grad):
+            if ctx.needs_input_grad[0]:
+                x = grad.new_empty(ctx.shape)  # of which the shape alone matters
+                masks = (True, False, False)
+                of_x = backward(grad, x, weight.to(grad.dtype), *further, masks)[0]
+            if ctx.needs_input_grad[2]:
+                of_bias = grad.sum((0, *range(2, grad.ndim)))
+            if ctx.needs_input_grad[3] and not kept.numel():
+                of_slice = torch.zeros_like(parameter)
+            elif ctx.needs_input_grad[3]:
+                shape_alone, masks = kept.new_empty(parameter.shape), (False, True, False)
+                of_slice = backward(grad, kept, shape_alone, *further, masks)[1]
+                of_slice = of_slice.to(parameter.dtype)
+        return of_x, None, of_bias, of_slice, None, None
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """What runs in backward has its precision already."""
+    kind = tensor.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 
 def _refuse_stale_ddp(trained: TrainedChannels) -> None:

@@ -11,15 +11,16 @@ from torch import nn
 from dr2net.diagnostics import bytes_kept
 from dr2net.selection.trained_channels import TrainedChannels
 
-ROOMS = [
-    (nn.Linear(64, 32), (2, 50, 64), 2 * 50),
-    (nn.Conv2d(64, 32, 3, padding=1), (2, 64, 5, 10), 2 * 50),
+LAYERS = [
+    (lambda: nn.Linear(64, 32), (2, 50, 64)),
+    (lambda: nn.Conv2d(64, 32, 3, padding=1), (2, 64, 5, 10)),
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "places"), ROOMS)
+@pytest.mark.parametrize(("make", "shape"), LAYERS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_layer_keeps_the_chosen_channels_of_its_input_alone(layer, shape, places, autocast):
+def test_a_layer_keeps_the_chosen_channels_of_its_input_alone(make, shape, autocast):
+    layer = make()
     TrainedChannels(layer, "layer", torch.tensor([3, 8, 9]))
     x = torch.randn(shape)
 
@@ -28,7 +29,7 @@ def test_a_layer_keeps_the_chosen_channels_of_its_input_alone(layer, shape, plac
             return layer(x)
 
     # x needs no gradient, so that the weight, cast or not, is not needed either.
-    assert bytes_kept(run) == places * 3 * (2 if autocast else 4)
+    assert bytes_kept(run) == 100 * 3 * (2 if autocast else 4)
 
 
 def test_gradient_and_moments_have_the_size_of_the_slice():
@@ -59,7 +60,7 @@ def test_a_step_as_a_dr2net_with_a_tenth_of_the_channels_takes_less_than_either_
     pytest.importorskip("timm")
     from tools.benchmarks.selection import BOTH, CHANNELS, CONVENTIONAL, DR2NET, measure
 
-    found = measure("vit_tiny", 96, 0, 4, ways=(CONVENTIONAL, DR2NET, CHANNELS, BOTH))
+    found = measure("vit_tiny", 96, 0, 16, ways=(CONVENTIONAL, DR2NET, CHANNELS, BOTH))
     peaks = {way: sum(parts.values()) for way, parts in found.items()}
     assert peaks[BOTH] < min(peaks[DR2NET], peaks[CHANNELS])
     assert max(peaks[DR2NET], peaks[CHANNELS]) < peaks[CONVENTIONAL]
