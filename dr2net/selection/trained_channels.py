@@ -131,13 +131,14 @@ class TrainedChannels:
         spatial = len(layer.kernel_size)
         is_batch = x.ndim == spatial + 2
         dtype = x.dtype if x.dtype == torch.float64 else compute_dtype(x.device, x.dtype)
-        x, bias = (x if is_batch else x[None]).to(dtype), None if bias is None else bias.to(dtype)
+        x = x if is_batch else x[None]
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         pads, padding = layer._reversed_padding_repeated_twice, layer.padding
         if mode != "constant" or (padding == "same" and pads[::2] != pads[1::2]):
             x, padding = F.pad(x, pads, mode=mode), "valid"
         if isinstance(padding, str):
             padding = [0] * spatial if padding == "valid" else pads[::2][::-1]
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         kept = x.detach().index_select(1, self._channels_on(x.device))
         geometry = (layer.stride, padding, layer.dilation)
         output = _Convolution.apply(x, weight, bias, parameter, kept, geometry)
