@@ -204,7 +204,7 @@ class _GradientOfSlice(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             rows = grad.reshape(-1, grad.shape[-1])
             with _without_autocast(grad):
-                of_slice = rows.t().mm(kept.reshape(-1, kept.shape[-1])).to(parameter.dtype)
+                of_slice = rows.t().mm(kept.reshape(len(rows), kept.shape[-1])).to(parameter.dtype)
         return grad, of_slice, None
 
 

@@ -208,3 +208,12 @@ def test_a_compiled_module_trains_the_same_channels():
     torch._dynamo.reset()
     for eager, of_compiled in zip(*found, strict=True):
         torch.testing.assert_close(eager, of_compiled)
+
+
+@pytest.mark.parametrize("name", ["linear", "linear, one vector", "conv 2d"])
+def test_a_layer_of_no_channels_has_an_empty_gradient(name):
+    make, shape = LAYERS[name]
+    layer = make()
+    TrainedChannels(layer, name, torch.tensor([], dtype=torch.int64))
+    layer(torch.randn(shape)).sum().backward()
+    assert layer.get_parameter(SLICE).grad.shape == layer.weight[:, :0].shape
