@@ -18,6 +18,7 @@ from .costs import summary
 from .planning import plan
 from .publishing import from_pretrained, publish
 from .schedule import CoefficientSchedule
+from .selection import Selection, select_channels
 from .verification import verify, verify_step
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CoefficientSchedule",
     "ReversibleChain",
+    "Selection",
     "chains",
     "convert",
     "diagnostics",
@@ -36,6 +38,7 @@ __all__ = [
     "register_adapter",
     "residual",
     "revert",
+    "select_channels",
     "set_coefficients",
     "set_reversible",
     "slice_mlps",

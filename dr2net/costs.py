@@ -11,6 +11,7 @@ from .block_hooks import refuse_sharded
 from .conversion import chains, get_coefficients, set_reversible
 from .diagnostics import bytes_kept
 from .planning import measure_blocks, step_seconds
+from .selection import describe, trained_channels
 from .verification import undisturbed
 
 __all__ = ["ChainSummary", "Summary", "summary"]
@@ -57,6 +58,7 @@ class Summary:
         chains: in the order in which the network holds them.
         kept, stored: bytes that autograd keeps of the whole network, rebuilt and stored.
         seconds, seconds_stored: of a training step without the optimizer, rebuilt and stored.
+        channels: what ``select_channels`` has train of the weights, in words; empty for all.
     """
 
     alpha: float
@@ -66,6 +68,7 @@ class Summary:
     stored: int
     seconds: float
     seconds_stored: float
+    channels: str = ""
 
     def __str__(self) -> str:
         width = max(len("chain"), *(len(chain.name) for chain in self.chains))
@@ -92,6 +95,8 @@ class Summary:
             f"({self.kept / max(self.stored, 1):.2f}); a step takes {self.seconds:.3g} s instead "
             f"of {self.seconds_stored:.3g} ({self.seconds / self.seconds_stored:.2f})."
         )
+        if self.channels:
+            lines.append(f"Of the weights, {self.channels}.")
         return "\n".join(lines)
 
 
@@ -146,4 +151,5 @@ def summary(model: nn.Module, *inputs: Any, **named_inputs: Any) -> Summary:
                 block=max((block.stored for block in of_chain), default=0),
             )
         )
-    return Summary(alpha, beta, tuple(rows), kept, stored, seconds, seconds_stored)
+    channels = describe(list(trained_channels(model)))
+    return Summary(alpha, beta, tuple(rows), kept, stored, seconds, seconds_stored, channels)

@@ -18,6 +18,7 @@ from .branches import Branch
 from .chain import ReversibleChain
 from .conversion import chains, set_reversible
 from .diagnostics import bytes_kept
+from .selection import describe, trained_channels
 from .verification import observed, projection, undisturbed
 
 __all__ = ["Plan", "plan"]
@@ -40,6 +41,7 @@ class Plan:
             step with nothing stored and of the modules.
         seconds_if_rebuilt, seconds_if_stored: of the step with nothing and with everything stored.
         blocks: how many blocks the chains have.
+        channels: what ``select_channels`` has train of the weights, in words; empty for all.
     """
 
     keep: tuple[str, ...]
@@ -52,6 +54,7 @@ class Plan:
     seconds_if_rebuilt: float
     seconds_if_stored: float
     blocks: int
+    channels: str = ""
 
     @property
     def fits(self) -> bool:
@@ -73,6 +76,8 @@ class Plan:
         ):
             transient = 0 if name == "all stored" else self.transient
             lines.append(f"{name:15} {kept / GB:10.3f} {transient / GB:16.3f} {seconds:9.3f}")
+        if self.channels:
+            lines.append(f"Of the weights, {self.channels}.")
         return "\n".join(lines)
 
 
@@ -144,6 +149,7 @@ def plan(model: nn.Module, *inputs: Any, budget_gb: float, **named_inputs: Any) 
         seconds_if_rebuilt=seconds,
         seconds_if_stored=seconds - sum(block.seconds for block in every),
         blocks=len(every),
+        channels=describe(list(trained_channels(model))),
     )
 
 

@@ -8,8 +8,10 @@ from . import checkpoint, random_state
 from .backbone import Dr2NetBackbone
 from .hook import CoefficientScheduleHook, Dr2NetHook, VerificationHook
 from .resuming import OtherBatchSizeHook, ValidateResumedHook
+from .selection_hook import ChannelSelectionHook
 
 __all__ = [
+    "ChannelSelectionHook",
     "CoefficientScheduleHook",
     "Dr2NetBackbone",
     "Dr2NetHook",

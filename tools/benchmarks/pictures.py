@@ -231,3 +231,23 @@ def draw_depths(path: Path, result: dict) -> None:
     _tidy(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     save(figure, path)
+
+
+def draw_parts(path: Path, title: str, found: dict[str, dict[str, int]]) -> None:
+    """A bar for each way of training, made of the parts of its peak in bytes."""
+    colours = ("#999999", "#E69F00", "#D55E00", "#0072B2")
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(found) + 1.4), layout="constrained")
+    ways = list(found)[::-1]
+    left = np.zeros(len(ways))
+    for part, colour in zip(next(iter(found.values())), colours, strict=True):
+        widths = np.array([found[way][part] for way in ways]) / 1e6
+        axes.barh(ways, widths, left=left, color=colour, label=part)
+        left += widths
+    for way, end in zip(ways, left, strict=True):
+        axes.text(end, way, f" {end:,.0f}", va="center")
+    axes.set_xlabel("MB at the peak of a step")
+    axes.margins(x=0.1)
+    axes.set_title(title, loc="right", fontsize=9)
+    axes.legend(loc="lower right")
+    _tidy(axes)
+    save(figure, path)
