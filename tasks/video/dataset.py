@@ -150,10 +150,14 @@ class VideoListDataset(BaseActionDataset):
         except _UNREADABLE as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UnreadableVideoError(
-                f"{results['filename']} ({self.ann_file}, line {results['line']}) "
+                f"{results['filename']} ({self.ann_file}, {self._place(results)}) "
                 f"cannot be read: {reason[-1]}"
             ) from error
         return results
+
+    def _place(self, results: dict) -> str:
+        """Where in the annotation file a video stands."""
+        return f"line {results['line']}"
 
     def _augment(self, decoded: dict) -> dict:
         results = deepcopy(decoded) if self.num_repeats > 1 else decoded
