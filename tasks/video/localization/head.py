@@ -104,12 +104,14 @@ class ActionFormerHead(nn.Module):
                 classified = layer(classified, mask)
             for layer in self.reg_convs:
                 regressed = layer(regressed, mask)
-            logits.append(self.cls_out(classified))
-            distances.append((self.reg_out(regressed) * scale).relu())
+            # In bfloat16 the ends of a long action would be rounded to 1/256 of its length.
+            with torch.autocast(x.device.type, enabled=False):
+                logits.append(self.cls_out(classified.float()))
+                distances.append((self.reg_out(regressed.float()) * scale).relu())
         points = self.points([mask.shape[1] for mask in masks], features[0].device)
-        ends = torch.cat(distances, 2).float() * points.stride
+        ends = torch.cat(distances, 2) * points.stride
         segments = torch.stack([points.time - ends[:, 0], points.time + ends[:, 1]], dim=-1)
-        return torch.cat(logits, 2).transpose(1, 2).float(), segments, points
+        return torch.cat(logits, 2).transpose(1, 2), segments, points
 
     def points(self, positions: Sequence[int], device: torch.device | None = None) -> Points:
         """The points of levels of so many positions."""

@@ -23,6 +23,20 @@ SHORTER = (1.0, 0.02)
 TRIES = 200
 
 
+def check_duration(results: dict) -> None:
+    """Compare an opened video, ``total_frames`` and ``avg_fps``, with its annotated ``duration``.
+
+    Raises:
+        ValueError: The file is shorter than annotated, or does not say its frame rate.
+    """
+    if not results["avg_fps"] > 0:
+        raise ValueError(f"it has a frame rate of {results['avg_fps']}")
+    seconds = results["total_frames"] / results["avg_fps"]
+    duration = results["duration"]
+    if seconds < duration - max(SHORTER[0], SHORTER[1] * duration):
+        raise ValueError(f"it has {seconds:.1f} s, and its annotations are of {duration:.1f} s")
+
+
 class _Sampler(BaseTransform):
     """What both samplers share: checks of the video, and chunks."""
 
@@ -36,17 +50,9 @@ class _Sampler(BaseTransform):
         self.chunk_frames = chunk_frames
 
     def _frames(self, results: dict, seconds: np.ndarray) -> np.ndarray:
-        """The frames of the file at these seconds.
-
-        Raises:
-            ValueError: The file is shorter than annotated.
-        """
+        """The frames of the file at these seconds."""
+        check_duration(results)
         total, rate = results["total_frames"], results["avg_fps"]
-        allowed = max(SHORTER[0], SHORTER[1] * results["duration"])
-        if total / rate < results["duration"] - allowed:
-            raise ValueError(
-                f"it has {total / rate:.1f} s, and its annotations are of {results['duration']:.1f}"
-            )
         return np.clip(np.rint(seconds * rate), 0, total - 1).astype(np.int64)
 
     def _finish(self, results: dict, frames: np.ndarray, **where: float) -> dict:

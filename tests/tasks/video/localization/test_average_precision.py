@@ -177,7 +177,7 @@ def test_figures_of_thresholds_and_classes():
 
 
 class TestRules:
-    REPEATED = [*ONE, ("a", "run", 0.0005, 10)]
+    REPEATED = (*ONE, ("a", "run", 0.0005, 10))
 
     def test_repeated_annotations_are_one_for_opentad(self):
         found = [("a", "run", 0, 10, 0.5)]
@@ -211,7 +211,7 @@ def test_thresholds_that_mean_nothing_are_an_error(thresholds):
 
 
 def test_a_subset_without_annotations_names_those_that_there_are():
-    with pytest.raises(ValueError, match="no annotation in the subset 'test'; .* validation"):
+    with pytest.raises(ValueError, match=r"no annotation in the subset 'test'; .* validation"):
         mean_average_precision(annotate(*ONE), {}, "test", (0.5,))
 
 
@@ -229,6 +229,4 @@ def test_a_subset_without_annotations_names_those_that_there_are():
 def test_a_malformed_prediction_is_named(prediction):
     good = {"label": "run", "segment": [0, 1], "score": 0.5}
     with pytest.raises(ValueError, match=r"video a, prediction 1: expected dict\(label, segment"):
-        mean_average_precision(
-            annotate(*ONE), {"a": [good, prediction]}, "validation", (0.5,)
-        )
+        mean_average_precision(annotate(*ONE), {"a": [good, prediction]}, "validation", (0.5,))

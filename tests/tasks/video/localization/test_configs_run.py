@@ -59,9 +59,7 @@ def test_an_interrupted_training_resumes_with_the_same_losses(clips, tmp_path):
     unbroken = torch.load(tmp_path / "unbroken/epoch_2.pth", weights_only=False)
     for left in ("epoch_2.pth", "last_checkpoint"):
         (tmp_path / "broken" / left).unlink()
-    runner = train(
-        name, tmp_path / "data", clips, tmp_path / "broken", "--resume", *one_at_a_time
-    )
+    runner = train(name, tmp_path / "data", clips, tmp_path / "broken", "--resume", *one_at_a_time)
     resumed = torch.load(tmp_path / "broken/epoch_2.pth", weights_only=False)
     assert runner.epoch == 2
     for key in ("state_dict", "ema_state_dict"):

@@ -122,9 +122,7 @@ def test_padding_makes_no_loss(head):
     for mask in masks:
         mask[1] = False
     padded = head.loss(features, masks, actions, labels)
-    alone = head.loss(
-        [x[:1] for x in features], [m[:1] for m in masks], actions[:1], labels[:1]
-    )
+    alone = head.loss([x[:1] for x in features], [m[:1] for m in masks], actions[:1], labels[:1])
     for name, loss in padded.items():
         assert loss.item() == pytest.approx(alone[name].item(), rel=1e-5)
 

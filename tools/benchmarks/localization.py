@@ -1,0 +1,165 @@
+"""Count what localizers keep from forward to backward, by window length, frame size and backbone.
+
+    python tools/benchmarks/localization.py  # writes results/localization_memory.json
+    python tools/pages/readme_tables.py
+
+The models are those of configs/video/localization/. What is kept grows by the same bytes with each
+chunk of a window, and in each chunk by the same bytes with each block of the backbone (a test
+counts that), so that one and two of them are run, and the whole is exact. Takes some minutes.
+"""
+
+import argparse
+import gc
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import tasks.video.localization  # noqa: F401  # isort: skip - registers the models
+
+import torch
+from mmaction.registry import MODELS
+from mmaction.structures import ActionDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from torch import nn
+
+from tools.benchmarks.measurements import Loss, kept_bytes
+from tools.result_files import origin, write_json
+
+CONVENTIONAL, CHECKPOINTED, DR2NET = WAYS = ("conventional", "checkpointed", "dr2net_held")
+BACKBONES = {"vits": "VideoMAE-S", "vitb": "VideoMAE-B", "vitl": "VideoMAE-L"}
+CHUNK = 16  # frames
+RESULT = ROOT / "results/localization_memory.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A backbone, frames of a window, pixels of a side of a frame."""
+
+    backbone: str
+    frames: int
+    pixels: int
+
+
+CASES = (
+    *(Case("vitb", frames, 160) for frames in (192, 384, 768, 1536, 2304)),
+    Case("vitb", 768, 224),
+    Case("vits", 768, 160),
+    Case("vitl", 768, 160),
+)
+
+
+def settings_of(way: str, backbone: str) -> dict:
+    """Return the model of a config, the settings of the ViT under ``vit``."""
+    path = ROOT / f"configs/video/localization/{way}_{backbone}_thumos14.py"
+    model = Config.fromfile(path).model
+    return {"model": model, "vit": model.backbone.get("backbone", model.backbone)}
+
+
+def count(settings: dict, case: Case, chunks: int, blocks: int) -> int:
+    """Bytes kept by a model whose backbone has ``blocks`` and sees ``chunks`` of a window.
+
+    The pyramid and the head are those of the whole window.
+    """
+    settings["vit"].depth = blocks
+    init_default_scope("mmaction")
+    torch.manual_seed(0)
+    model = MODELS.build({**settings["model"], "positions": case.frames})
+    gc.collect()
+    return kept_bytes(loss_of(model, torch.rand(1, chunks, 3, CHUNK, case.pixels, case.pixels)))
+
+
+def loss_of(model: nn.Module, frames: torch.Tensor) -> Loss:
+    """What runs a training step of a window, (1, chunks, 3, frames, height, width)."""
+    length = frames.shape[1] * frames.shape[3]
+    sample = ActionDataSample(
+        metainfo={
+            "start": 0.0,
+            "frame_seconds": 1.0,
+            "valid_frames": length,
+            "num_frames": length,
+        }
+    )
+    sample.gt_instances = InstanceData(
+        segments=torch.tensor([[0.2 * length, 0.6 * length]]), labels=torch.tensor([0])
+    )
+    model.train()
+    return lambda: sum(model(frames, [sample], mode="loss").values())
+
+
+def whole(corners: Sequence[int], chunks: int, blocks: int) -> int:
+    """Bytes of ``chunks`` and ``blocks``, given those of (1, 1), (2, 1) and (1, 2).
+
+    kept(n, d) = window + n · (chunk + d · block): a second block adds ``block`` to one chunk, and
+    a second chunk adds all that a chunk of one block keeps.
+    """
+    first, second_chunk, second_block = corners
+    block = second_block - first
+    of_chunk = second_chunk - first
+    return first + (chunks - 1) * of_chunk + chunks * (blocks - 1) * block
+
+
+def measure() -> dict:
+    """Return the contents of the result file."""
+    kept: dict[Case, dict[str, int]] = {}
+    corners: dict[tuple, list[int]] = {}
+    for case in CASES:
+        kept[case] = {}
+        chunks = case.frames // CHUNK
+        for way in WAYS:
+            settings = settings_of(way, case.backbone)
+            blocks = settings["vit"].depth
+            key = way, case.backbone, case.pixels
+            first = count(settings, case, 1, 1)
+            if key not in corners:
+                corners[key] = [first, *(count(settings, case, n, d) for n, d in ((2, 1), (1, 2)))]
+            # Backbones are the same whatever the window: what differs is the pyramid and the head.
+            kept[case][way] = whole(corners[key], chunks, blocks) + first - corners[key][0]
+    rows = [row(case, of_case) for case, of_case in kept.items()]
+    return {
+        "title": "GB kept from forward to backward of one window by localizers, end to end.",
+        **origin("tools/benchmarks/localization.py", ["mmaction2"]),
+        "columns": list(rows[0]),
+        "rows": rows,
+        "notes": (
+            "By the allocator, in float32 in training mode, 1 GB = 10^9 bytes: backbone, pyramid, "
+            "head and losses; the frames, parameters and their gradients left out. A position a "
+            "frame, 20 classes, fused attention everywhere. Checkpointed: each block of the "
+            "backbone; Dr²Net: (7/8, 1/8). In brackets the shares of conventional, and of "
+            "checkpointed. Counted of one and two chunks and blocks, of which the rest are copies."
+        ),
+        "bytes": [
+            {"backbone": case.backbone, "frames": case.frames, "pixels": case.pixels, **of_case}
+            for case, of_case in kept.items()
+        ],
+    }
+
+
+def row(case: Case, kept: dict[str, int]) -> dict[str, str]:
+    """A line of the table."""
+    conventional, checkpointed, ours = (kept[way] for way in WAYS)
+    return {
+        "backbone": BACKBONES[case.backbone],
+        "frames": f"{case.frames:,}",
+        "px": str(case.pixels),
+        "conventional": f"{conventional / 1e9:.2f}",
+        "checkpointed": f"{checkpointed / 1e9:.2f} ({checkpointed / conventional:.1%})",
+        "Dr²Net": (f"{ours / 1e9:.2f} ({ours / conventional:.1%}, {ours / checkpointed:.0%})"),
+    }
+
+
+def main() -> None:
+    """Write results/localization_memory.json."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    logging.disable(logging.WARNING)
+    write_json(RESULT, measure())
+
+
+if __name__ == "__main__":
+    main()
