@@ -3,9 +3,10 @@
     python tools/benchmarks/localization.py  # writes results/localization_memory.json
     python tools/pages/readme_tables.py
 
-The models are those of configs/video/localization/. What is kept grows by the same bytes with each
-chunk of a window, and in each chunk by the same bytes with each block of the backbone (a test
-counts that), so that one and two of them are run, and the whole is exact. Takes some minutes.
+The models are those of configs/video/localization/. What the backbone keeps grows by the same bytes
+with each chunk of a window, and in each chunk by the same bytes with each block (a test counts
+that), so that one and two of them are run; the pyramid and the head are run as they are. Takes a
+minute or two.
 """
 
 import argparse
@@ -34,7 +35,16 @@ from tools.result_files import origin, write_json
 
 CONVENTIONAL, CHECKPOINTED, DR2NET = WAYS = ("conventional", "checkpointed", "dr2net_held")
 BACKBONES = {"vits": "VideoMAE-S", "vitb": "VideoMAE-B", "vitl": "VideoMAE-L"}
-CHUNK = 16  # frames
+CHUNK, TUBELET = 16, 2  # frames
+NO_BACKBONE = {
+    "type": "ChunkViT",
+    "img_size": 16,
+    "embed_dims": 8,
+    "depth": 1,
+    "num_heads": 1,
+    "num_frames": 2,
+}
+CORNERS = ((1, 1), (2, 1), (1, 2))  # chunks and blocks
 RESULT = ROOT / "results/localization_memory.json"
 
 
@@ -55,29 +65,35 @@ CASES = (
 )
 
 
-def settings_of(way: str, backbone: str) -> dict:
-    """Return the model of a config, the settings of the ViT under ``vit``."""
+def model_of(way: str, backbone: str) -> dict:
+    """Return the model of a config."""
     path = ROOT / f"configs/video/localization/{way}_{backbone}_thumos14.py"
-    model = Config.fromfile(path).model
-    return {"model": model, "vit": model.backbone.get("backbone", model.backbone)}
-
-
-def count(settings: dict, case: Case, chunks: int, blocks: int) -> int:
-    """Bytes kept by a model whose backbone has ``blocks`` and sees ``chunks`` of a window.
-
-    The pyramid and the head are those of the whole window.
-    """
-    settings["vit"].depth = blocks
     init_default_scope("mmaction")
-    torch.manual_seed(0)
-    model = MODELS.build({**settings["model"], "positions": case.frames})
+    return Config.fromfile(path).model
+
+
+def of_backbone(settings: dict, pixels: int, chunks: int, blocks: int) -> int:
+    """Bytes kept by a backbone of ``blocks`` that sees ``chunks``, its output among them."""
+    settings.get("backbone", settings).depth = blocks
+    backbone = MODELS.build(settings).train()
+    frames = torch.rand(chunks, 3, CHUNK, pixels, pixels)
     gc.collect()
-    return kept_bytes(loss_of(model, torch.rand(1, chunks, 3, CHUNK, case.pixels, case.pixels)))
+    return kept_bytes(lambda: backbone(frames).mean((-2, -1)))
+
+
+def of_window(settings: dict, frames: int) -> int:
+    """Bytes kept by all behind the backbone, for a window of so many frames and positions."""
+    model = MODELS.build({**settings, "backbone": NO_BACKBONE, "positions": frames})
+    channels = settings["pyramid"].in_channels
+    model.backbone = nn.Identity()
+    features = torch.rand(1, frames // CHUNK, channels, CHUNK // TUBELET, 1, 1)
+    gc.collect()
+    return kept_bytes(loss_of(model, features.requires_grad_()))
 
 
 def loss_of(model: nn.Module, frames: torch.Tensor) -> Loss:
     """What runs a training step of a window, (1, chunks, 3, frames, height, width)."""
-    length = frames.shape[1] * frames.shape[3]
+    length = model.positions
     sample = ActionDataSample(
         metainfo={
             "start": 0.0,
@@ -96,8 +112,8 @@ def loss_of(model: nn.Module, frames: torch.Tensor) -> Loss:
 def whole(corners: Sequence[int], chunks: int, blocks: int) -> int:
     """Bytes of ``chunks`` and ``blocks``, given those of (1, 1), (2, 1) and (1, 2).
 
-    kept(n, d) = window + n · (chunk + d · block): a second block adds ``block`` to one chunk, and
-    a second chunk adds all that a chunk of one block keeps.
+    kept(n, d) = rest + n · (chunk + d · block): a second block adds ``block`` to one chunk, and a
+    second chunk adds all that a chunk of one block keeps.
     """
     first, second_chunk, second_block = corners
     block = second_block - first
@@ -107,20 +123,20 @@ def whole(corners: Sequence[int], chunks: int, blocks: int) -> int:
 
 def measure() -> dict:
     """Return the contents of the result file."""
+    lengths = sorted({case.frames for case in CASES})
+    windows = {frames: of_window(model_of(CONVENTIONAL, "vitb"), frames) for frames in lengths}
+    corners = {}
     kept: dict[Case, dict[str, int]] = {}
-    corners: dict[tuple, list[int]] = {}
     for case in CASES:
         kept[case] = {}
-        chunks = case.frames // CHUNK
         for way in WAYS:
-            settings = settings_of(way, case.backbone)
-            blocks = settings["vit"].depth
+            settings = model_of(way, case.backbone).backbone
+            blocks = settings.get("backbone", settings).depth
             key = way, case.backbone, case.pixels
-            first = count(settings, case, 1, 1)
             if key not in corners:
-                corners[key] = [first, *(count(settings, case, n, d) for n, d in ((2, 1), (1, 2)))]
-            # Backbones are the same whatever the window: what differs is the pyramid and the head.
-            kept[case][way] = whole(corners[key], chunks, blocks) + first - corners[key][0]
+                corners[key] = [of_backbone(settings, case.pixels, *size) for size in CORNERS]
+            of_frames = whole(corners[key], case.frames // CHUNK, blocks)
+            kept[case][way] = of_frames + windows[case.frames]
     rows = [row(case, of_case) for case, of_case in kept.items()]
     return {
         "title": "GB kept from forward to backward of one window by localizers, end to end.",

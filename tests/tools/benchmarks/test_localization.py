@@ -7,9 +7,21 @@ pytest.importorskip("mmcv")
 import tasks.video.localization  # noqa: F401  # isort: skip
 
 import torch
+from mmengine.config import ConfigDict
 
-from tests.localization import VIT, build_localizer
-from tools.benchmarks.localization import CASES, CHECKPOINTED, DR2NET, RESULT, WAYS, loss_of, whole
+from tests.localization import HEAD, VIT, build_localizer
+from tools.benchmarks.localization import (
+    CASES,
+    CHECKPOINTED,
+    CORNERS,
+    DR2NET,
+    RESULT,
+    WAYS,
+    loss_of,
+    of_backbone,
+    of_window,
+    whole,
+)
 from tools.benchmarks.measurements import kept_bytes, peak_bytes
 
 BACKBONES = {
@@ -19,38 +31,43 @@ BACKBONES = {
 }
 
 
-def build(way, blocks, **options):
-    backbone = BACKBONES[way]
-    vit = {**VIT, "depth": blocks, "embed_dims": 48}
-    backbone = {**backbone, "backbone": vit} if "backbone" in backbone else {**backbone, **vit}
-    pyramid = {"type": "ActionFormerPyramid", "in_channels": 48, "channels": 16, "levels": 4}
-    return build_localizer(backbone, pyramid={**pyramid, "heads": 2}, **options)
+def settings_of(way, blocks):
+    """Backbone and localizer of windows of 32 frames."""
+    vit = {**VIT, "depth": blocks, "embed_dims": 48, "num_frames": 16}
+    wrapper = BACKBONES[way]
+    backbone = {**wrapper, "backbone": vit} if "backbone" in wrapper else {**wrapper, **vit}
+    pyramid = {"type": "ActionFormerPyramid", "in_channels": 48, "channels": 64, "levels": 4}
+    head = {**HEAD, "channels": 64}
+    return ConfigDict(backbone=backbone, pyramid={**pyramid, "heads": 2}, head=head)
 
 
 def frames(chunks):
-    return torch.rand(1, chunks, 3, 4, 32, 32)
-
-
-def count(way, chunks, blocks):
-    return kept_bytes(loss_of(build(way, blocks), frames(chunks)))
+    return torch.rand(1, chunks, 3, 16, 32, 32)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_one_and_two_chunks_and_blocks_tell_the_whole(way):
-    corners = [count(way, n, d) for n, d in ((1, 1), (2, 1), (1, 2))]
-    for chunks, blocks in ((2, 2), (5, 3), (8, 6)):
-        found = count(way, chunks, blocks)
-        # Some bytes a block and chunk: masks of stochastic depth, ranges of values.
-        assert whole(corners, chunks, blocks) == pytest.approx(found, rel=0.01)
+def test_few_chunks_and_blocks_and_the_rest_tell_the_whole(way):
+    small = settings_of(way, 1)
+    corners = [of_backbone(small.backbone, 32, *corner) for corner in CORNERS]
+    for chunks, blocks in ((2, 2), (6, 4)):
+        settings = settings_of(way, blocks)
+        expected = whole(corners, chunks, blocks) + of_window(
+            {"type": "ActionLocalizer", **settings}, 16 * chunks
+        )
+        model = build_localizer(**{**settings, "positions": 16 * chunks})
+        found = kept_bytes(loss_of(model, frames(chunks)))
+        # Small tensors between the two differ: pooled features, masks of stochastic depth.
+        assert expected == pytest.approx(found, rel=0.02)
 
 
 def test_in_groups_a_longer_window_costs_its_streams_alone():
-    model = build("dr2net_held", 6, chunks_at_once=1)
+    model = build_localizer(**settings_of("dr2net_held", 6), chunks_at_once=1)
     parameters = list(model.parameters())
     small, large = (
         peak_bytes(loss_of(model, frames(chunks)), parameters, "cpu") for chunks in (8, 64)
     )
-    assert large["peak"] - small["peak"] <= 1.05 * (large["kept"] - small["kept"])
+    # And, in backward, the gradients of the pooled features, an eighth of a stream here.
+    assert large["peak"] - small["peak"] <= 1.25 * (large["kept"] - small["kept"])
 
 
 @pytest.fixture(scope="module")
