@@ -101,7 +101,8 @@ class SampleWindow(_Sampler):
         """Sample frames of ``results["first"]``, or at random."""
         count = count_samples(results["duration"], self.frame_rate)
         if "first" in results:
-            first, length = results["first"], min(self.num_frames, count)
+            first = results["first"]
+            length = min(self.num_frames, count - first)
         else:
             first, length = self._draw(results, count)
         samples = first + np.minimum(np.arange(self.num_frames), length - 1)
@@ -111,7 +112,7 @@ class SampleWindow(_Sampler):
             frames,
             start=first / self.frame_rate,
             frame_seconds=1 / self.frame_rate,
-            valid_frames=min(length, count - first),
+            valid_frames=length,
         )
 
     def _draw(self, results: dict, count: int) -> tuple[int, int]:
