@@ -6,7 +6,7 @@
 The models are those of configs/video/localization/. What the backbone keeps grows by the same bytes
 with each chunk of a window, and in each chunk by the same bytes with each block (a test counts
 that), so that one and two of them are run; the pyramid and the head are run as they are. Takes a
-minute or two.
+minute or two where nothing else runs.
 """
 
 import argparse
@@ -109,22 +109,35 @@ def loss_of(model: nn.Module, frames: torch.Tensor) -> Loss:
     return lambda: sum(model(frames, [sample], mode="loss").values())
 
 
-def whole(corners: Sequence[int], chunks: int, blocks: int) -> int:
-    """Bytes of ``chunks`` and ``blocks``, given those of (1, 1), (2, 1) and (1, 2).
+def whole(corners: Sequence[int], chunks: int, blocks: int, each_block: int) -> int:
+    """Bytes of ``chunks`` and ``blocks``, given those of ``CORNERS``.
 
-    kept(n, d) = rest + n · (chunk + d · block): a second block adds ``block`` to one chunk, and a
-    second chunk adds all that a chunk of one block keeps.
+    kept(n, d) = rest + n · chunk + d · each_block + n · d · block, ``each_block`` being what a
+    block keeps however many chunks there are (``of_each_block``).
     """
     first, second_chunk, second_block = corners
-    block = second_block - first
-    of_chunk = second_chunk - first
-    return first + (chunks - 1) * of_chunk + chunks * (blocks - 1) * block
+    block = second_block - first - each_block
+    return (
+        first
+        + (chunks - 1) * (second_chunk - first)
+        + (blocks - 1) * (second_block - first)
+        + (chunks - 1) * (blocks - 1) * block
+    )
+
+
+def of_each_block(settings: dict) -> int:
+    """Bytes that a block keeps whatever its chunks and its width: states of random numbers."""
+    settings.get("backbone", settings).update(embed_dims=12, num_heads=1)
+    one, _, second_block = (of_backbone(settings, 32, *corner) for corner in CORNERS)
+    two_chunks = [of_backbone(settings, 32, 2, blocks) for blocks in (1, 2)]
+    return 2 * (second_block - one) - (two_chunks[1] - two_chunks[0])
 
 
 def measure() -> dict:
     """Return the contents of the result file."""
     lengths = sorted({case.frames for case in CASES})
     windows = {frames: of_window(model_of(CONVENTIONAL, "vitb"), frames) for frames in lengths}
+    each_block = {way: of_each_block(model_of(way, "vitb").backbone) for way in WAYS}
     corners = {}
     kept: dict[Case, dict[str, int]] = {}
     for case in CASES:
@@ -135,8 +148,13 @@ def measure() -> dict:
             key = way, case.backbone, case.pixels
             if key not in corners:
                 corners[key] = [of_backbone(settings, case.pixels, *size) for size in CORNERS]
-            of_frames = whole(corners[key], case.frames // CHUNK, blocks)
+            of_frames = whole(corners[key], case.frames // CHUNK, blocks, each_block[way])
             kept[case][way] = of_frames + windows[case.frames]
+    return result_of(kept)
+
+
+def result_of(kept: dict[Case, dict[str, int]]) -> dict:
+    """The result file of bytes by case and way."""
     rows = [row(case, of_case) for case, of_case in kept.items()]
     return {
         "title": "GB kept from forward to backward of one window by localizers, end to end.",

@@ -1,3 +1,4 @@
+import gc
 import json
 
 import pytest
@@ -19,6 +20,7 @@ from tools.benchmarks.localization import (
     WAYS,
     loss_of,
     of_backbone,
+    of_each_block,
     of_window,
     whole,
 )
@@ -49,15 +51,17 @@ def frames(chunks):
 def test_few_chunks_and_blocks_and_the_rest_tell_the_whole(way):
     small = settings_of(way, 1)
     corners = [of_backbone(small.backbone, 32, *corner) for corner in CORNERS]
+    each_block = of_each_block(settings_of(way, 1).backbone)
     for chunks, blocks in ((2, 2), (6, 4)):
         settings = settings_of(way, blocks)
-        expected = whole(corners, chunks, blocks) + of_window(
+        expected = whole(corners, chunks, blocks, each_block) + of_window(
             {"type": "ActionLocalizer", **settings}, 16 * chunks
         )
         model = build_localizer(**{**settings, "positions": 16 * chunks})
+        gc.collect()
         found = kept_bytes(loss_of(model, frames(chunks)))
-        # Small tensors between the two differ: pooled features, masks of stochastic depth.
-        assert expected == pytest.approx(found, rel=0.02)
+        # Pooled features count on both sides.
+        assert expected == pytest.approx(found, rel=0.01)
 
 
 def test_in_groups_a_longer_window_costs_its_streams_alone():
