@@ -121,8 +121,8 @@ class VideoListDataset(BaseActionDataset):
             if path.parent not in folders:
                 folders[path.parent] = set(path.parent.iterdir()) if path.parent.is_dir() else set()
             if path not in folders[path.parent]:
-                missing.append(f"{path} ({self.ann_file}, line {item['line']})")
-        return missing
+                missing.append(f"{path} ({self.ann_file}, {self._place(item)})")
+        return list(dict.fromkeys(missing))  # a video may be listed more than once
 
     def load_data_list(self) -> list[dict]:
         """Parse the annotation file into ``dict(filename, label, line)`` items."""
@@ -204,8 +204,12 @@ class VideoListDataset(BaseActionDataset):
 
     def _decode(self, index: int) -> tuple[dict, list]:
         info = self.get_data_info(index)
-        where = f"{info['filename']} ({self.ann_file}, line {info['line']})"
+        where = f"{info['filename']} ({self.ann_file}, {self._place(info)})"
         return decode(info, self.pipeline.transforms, where)
+
+    def _place(self, results: dict) -> str:
+        """Where in the annotation file a video stands."""
+        return f"line {results['line']}"
 
     def _augment(self, decoded: dict, transforms: list) -> dict:
         results = deepcopy(decoded) if self.num_repeats > 1 else decoded

@@ -1,0 +1,13 @@
+"""ActionFormer over VideoMAE's ViT-S trained end to end on ActivityNet-1.3, checkpointed.
+
+    python tools/train.py configs/video/localization/checkpointed_vits_activitynet13.py
+    tools/dist_train.sh configs/video/localization/checkpointed_vits_activitynet13.py 4
+    python tools/test.py configs/video/localization/checkpointed_vits_activitynet13.py CHECKPOINT
+
+Recipe: that of conventional_vits_activitynet13.py; each block of the backbone is computed again in
+backward, as OpenTAD trains.
+"""
+
+_base_ = "./conventional_vits_activitynet13.py"
+
+model = dict(backbone=dict(with_cp=True))
