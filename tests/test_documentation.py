@@ -1,6 +1,5 @@
 """Every page of docs/ runs: its snippets, its links, what it prints; and the site builds."""
 
-import os
 import re
 import subprocess
 import sys
@@ -92,14 +91,12 @@ def test_commands_name_what_exists(page):
         assert [name for name in files if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path):
     for module, package in (("mkdocs", "mkdocs"), ("material", "mkdocs-material")):
         if find_spec(module) is None:
             pytest.skip(f"{package} is not installed: pip install -r requirements/docs.txt")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     api = (tmp_path / "api.html").read_text(encoding="utf-8")
     for name in set(dr2net.__all__) - {"diagnostics"}:
