@@ -49,7 +49,7 @@ DEMO = ways.Demo(
     notes=(
         "AP (COCO's, and of objects up to 32² px) is the mean over seeds (lowest to highest) on "
         "whole images of 1024 × 1024 px that were not trained on, after the last epoch. A "
-        "training step is of 4 tiles of 256 × 256 px."
+        "training step is of 2 tiles of 256 × 256 px."
     ),
     packages=("torch", "onedl-mmengine", "onedl-mmdetection", "pycocotools"),
     write_data=write_data_set,

@@ -5,8 +5,8 @@
 
 Writes furnished rooms in S3DIS's raw layout (tools/demos/furnished_rooms.py), converts them
 (tools/prepare_pointcloud.py), pretrains conventionally on homes and finetunes on offices in the
-ways of ways.py, by tools/train.py and configs/pointcloud/demo. Areas 1, 2, 3, 4 and 6 are for
-training, Area 5 is for tests at full resolution.
+ways of ways.py, by tools/train.py and configs/pointcloud/demo. Areas 1, 2, 3, 4 and 6 of the homes
+and Area 1 of the offices are for training, Area 5 is for tests at full resolution.
 """
 
 import sys

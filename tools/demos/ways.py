@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -59,8 +59,8 @@ NOTES = (
     "The difference to conventional is paired by seed, its interval Student's. Checkpointed was "
     "trained with the first seed alone: its losses and final weights were those of conventional, "
     "bit for bit, so that its accuracy is. The plain network is the pretrained architecture, at "
-    "(α, β) = (1, 0), with the weights that the Dr²Net held at (7/8, 1/8) ended with. The step from "
-    "scratch is the conventional one. The peak is the most that a training step takes at any "
+    "(α, β) = (1, 0), with the weights that the Dr²Net held at (7/8, 1/8) ended with. The step "
+    "from scratch is the conventional one. The peak is the most that a training step takes at any "
     "moment beyond weights and their gradients, from PyTorch's allocator; kept is what autograd "
     "holds from forward to backward; 1 MB = 10^6 bytes. The gradient error is the relative L2 "
     "difference from the gradients of the same equations with activations stored. Seconds are "
@@ -151,7 +151,7 @@ def run_demo(demo: Demo, arguments: argparse.Namespace, lock: int) -> None:
     settings = demo.settings(arguments.data / "finetune")
     curves, plain = finetune(demo, runs, settings, pretrained, arguments.seeds, lock)
     check_same_training(curves, demo.ways, runs)
-    figures = gather_figures(curves, plain)
+    figures = gather_figures(curves, plain, demo.figures.values())
 
     print("measuring memory, time and gradients", flush=True)
     measured = measure(demo.ways, settings | {"load_from": str(pretrained)}, demo.steps)
@@ -238,7 +238,7 @@ def plain_weights(held: Path) -> Path:
     """
     weights = open_checkpoint(last_checkpoint(held))["state_dict"]
     kept = {name: value for name, value in weights.items() if not name.endswith("coefficients")}
-    return _save(kept, held / "plain.pth")
+    return _save(kept, held / "plain/weights.pth")
 
 
 def check_same_training(curves: Curves, ways: dict[str, Path], runs: Path) -> None:
@@ -262,22 +262,23 @@ def check_same_training(curves: Curves, ways: dict[str, Path], runs: Path) -> No
         )
 
 
-def gather_figures(curves: Curves, plain: list[dict[str, float]]) -> Figures:
-    """Return what every way has reached after its last epoch, seed by seed.
+def gather_figures(curves: Curves, plain: list[dict[str, float]], keys: Collection[str]) -> Figures:
+    """Return what every way has reached after its last epoch, figure by figure and seed by seed.
 
     Checkpointed, which is the conventional training, has that one's figures.
     """
     figures = {
-        name: {key: [curve[key][-1] for curve in seeds] for key in plain[0]}
+        name: {key: [curve[key][-1] for curve in seeds] for key in keys}
         for name, seeds in curves.items()
     }
     figures[CHECKPOINTED] = figures[CONVENTIONAL]
-    figures[PLAIN] = {key: [found[key] for found in plain] for key in plain[0]}
+    figures[PLAIN] = {key: [found[key] for found in plain] for key in keys}
     return figures
 
 
 def _save(weights: dict[str, torch.Tensor], path: Path) -> Path:
     """Save weights as a checkpoint, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save({"state_dict": weights}, partial)
     partial.replace(path)
