@@ -97,6 +97,7 @@ def draw_panels(
     loss.set_ylim(bottom=0)
     for panel in over_epochs:
         panel.set(title=title, xlabel="epoch", ylabel=label, ylim=(0, 100))
+        panel.set_xlim(left=0)
         if chance is not None:
             panel.axhline(100 * chance, color="0.5", linewidth=1)
             panel.annotate(
