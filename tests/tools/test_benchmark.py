@@ -12,7 +12,7 @@ import dr2net
 from tools import benchmark
 from tools.benchmarks import depths, gradient_error, methods, peak_anatomy, scaling
 from tools.benchmarks.candidates import share_weights
-from tools.benchmarks.methods import CHECKPOINT, METHODS, compiled, methods_for
+from tools.benchmarks.methods import METHODS, compiled, methods_for
 from tools.benchmarks.networks import VITS, build, input_shape
 
 ROOT = Path(__file__).resolve().parents[2]
