@@ -55,9 +55,9 @@ def main() -> None:
         if not arguments.table:
             run_all(recipe, folder, runs, ways, seeds, arguments.processes, arguments.device)
     check_twins(runs)
-    result = table_of(recipe, runs, {way: best_rate(runs, way, seeds) for way in WAYS}) | origin(
-        "tools/experiments/study.py", ["timm", "peft"]
-    )
+    finished = [way for way in WAYS if not list(missing(runs, [way], seeds))]
+    rates = {way: best_rate(runs, way, seeds) for way in finished}
+    result = table_of(recipe, runs, rates) | origin("tools/experiments/study.py", ["timm", "peft"])
     write_json(path, {**result, "recipe": described(recipe), "runs": runs})
     print(markdown_table(result["columns"], result["rows"]))
 
