@@ -70,11 +70,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     runner.register_hook(ClassesFitHook())
     if args.show_dir is not None:
         runner.register_hook(DrawTestedHook(args.show_dir, config))
-    expect_whole_models(True)
-    try:
+    with expect_whole_models():
         return runner.test()
-    finally:
-        expect_whole_models(False)
 
 
 def write_submission(config: Config, folder: Path) -> None:
