@@ -292,7 +292,9 @@ def test_random_weights_are_not_predicted_with(networks, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "headless.pth")
     clip = write_clip(tmp_path / "clip.mp4")
     arguments = [str(config), str(tmp_path / "headless.pth"), str(clip)]
-    with pytest.raises(ValueError, match=r"2 parameters of the model are not in .*cls_head\.fc_cls"):
+    with pytest.raises(
+        ValueError, match=r"2 parameters of the model are not in .*cls_head\.fc_cls"
+    ):
         main([*arguments, "--out", str(tmp_path / "out")])
 
 
