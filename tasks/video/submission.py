@@ -47,7 +47,8 @@ class TopClassesFile(BaseMetric):
             if "filename" not in sample:
                 raise ValueError(
                     "the test data do not say which file a video is: test on a "
-                    "VideoListDataset, or let PackActionInputs of the test pipeline have meta_keys=('filename',)"
+                    "VideoListDataset, or give PackActionInputs of the test pipeline "
+                    "meta_keys=('filename',)"
                 )
             scores = sample["pred_score"].float()
             best = scores.topk(min(self.top, len(scores)))
