@@ -39,9 +39,12 @@ def main(arguments: list[str] | None = None) -> list[Path]:
 
     config = read_config(args)
     task = task_of(config)
+    loader = config.get(f"{args.split}_dataloader")
+    if loader is None:
+        parser.error(f"{args.config} has no {args.split}_dataloader: choose another --split")
     init_default_scope(config.default_scope)
     set_random_seed(args.seed)
-    dataset = DATASETS.build(config[f"{args.split}_dataloader"].dataset)
+    dataset = DATASETS.build(loader.dataset)
     if hasattr(dataset, "full_init"):
         dataset.full_init()
     classes = (dataset.metainfo or {}).get("classes") or class_names(config, {})

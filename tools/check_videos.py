@@ -8,14 +8,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import dr2net.openmmlab.mended  # noqa: F401  # isort: skip - mends mmaction2 before it is imported
+from tools.command_line import add_config_options, read_config  # isort: skip - mends mmaction2
 
-from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.utils import track_iter_progress
 
 from tasks.video.dataset import UNREADABLE, VideoListDataset
 from tasks.video.transforms import DecordOpen
+from tools.arguments import positive
 
 FRAMES = 32  # decoded at once
 
@@ -31,16 +31,20 @@ def main(arguments: list[str] | None = None) -> int:
         default=["train", "val", "test"],
         help="whose videos to decode; all, if nothing is said",
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="how many decode")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
+    parser.add_argument(
+        "--processes", type=positive, default=os.cpu_count(), help="how many decode"
+    )
+    add_config_options(parser)
     args = parser.parse_args(arguments)
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options or {})
+    config = read_config(args)
     init_default_scope(config.get("default_scope", "mmaction"))
 
     listed: dict[str, str] = {}
     for name in args.lists:
-        dataset = DATASETS.build(config[f"{name}_dataloader"].dataset)
+        loader = config.get(f"{name}_dataloader")
+        if loader is None:
+            parser.error(f"{args.config} has no {name}_dataloader: leave {name} out of --lists")
+        dataset = DATASETS.build(loader.dataset)
         if not isinstance(dataset, VideoListDataset):
             parser.error(f"{args.config}: {name} has a {type(dataset).__name__}, no list of videos")
         dataset.full_init()

@@ -30,6 +30,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmengine.utils import track_iter_progress
 
+from dr2net.openmmlab import convert_by_config
+from dr2net.openmmlab.checkpoint import expect_whole_models
 from tools.arguments import positive
 from tools.classes import class_names
 from tools.command_line import add_config_options, read_config
@@ -131,6 +133,8 @@ def find_inputs(
             found[given] = Path(given.name)
         elif not given.is_dir():
             problems.append(f"input {given} is no {expected}")
+        elif out.resolve() in (given.resolve(), *given.resolve().parents):
+            problems.append(f"input {given} is in the folder of results: give another by --out")
         else:
             # Not what an earlier run wrote there.
             inside = [
@@ -166,25 +170,13 @@ def load_model(config: Config, checkpoint: str, device: str) -> tuple[BaseModel,
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It lacks weights of the model.
+        ValueError: It lacks weights of the model, or is of another equation.
     """
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
-    loaded = load_checkpoint(model, checkpoint, map_location="cpu")
-    weights = loaded.get("state_dict", loaded)
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    lacking = [
-        name
-        for name, parameter in model.named_parameters()
-        if name not in weights or weights[name].shape != parameter.shape
-    ]
-    if lacking:
-        raise ValueError(
-            f"{checkpoint} lacks {len(lacking)} weights of the model, or has them in another "
-            f"shape, first {lacking[0]}: predictions would be those of random weights. Give a "
-            "checkpoint that was finetuned by this config, and where the number of classes is "
-            "another, classes=... by --cfg-options"
-        )
+    convert_by_config(model, config)
+    with expect_whole_models():
+        loaded = load_checkpoint(model, checkpoint, map_location="cpu")
     return model.to(device).eval(), class_names(config, loaded.get("meta") or {})
 
 
@@ -198,7 +190,7 @@ def write_prediction(predict: Callable[[Path, Path], dict], file: Path, target: 
         target: Where the results go, without an ending.
 
     Raises:
-        ValueError: The input cannot be read, or a result would take its place.
+        ValueError: The input cannot be read, or a result would take the place of a file beside it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".partial_") as folder:
@@ -207,8 +199,13 @@ def write_prediction(predict: Callable[[Path, Path], dict], file: Path, target: 
         write_json(partial.with_name(f"{partial.name}.json"), {"file": str(file), **content})
         results = sorted(Path(folder).iterdir())
         places = {result: target.with_name(result.name) for result in results}
-        if any(place.exists() and place.samefile(file) for place in places.values()):
-            raise ValueError("its result would take its place: give another folder by --out")
+        # Beside the input are others, and their labels in .json files; not what a run has written.
+        if target.parent.samefile(file.parent):
+            for place in places.values():
+                if place.exists():
+                    raise ValueError(
+                        f"its result would take the place of {place}: give another folder by --out"
+                    )
         for result, place in places.items():
             result.replace(place)
 

@@ -2,7 +2,8 @@
 
 MODEL says what the checkpoint is of:
 
-    CONFIG.py    a config of OpenMMLab, with which it was trained
+    CONFIG.py    a config of OpenMMLab, with which it was trained; the copy in the work folder has
+                 what --cfg-options said
     timm:NAME    a network of timm.create_model, with --model-args
     transformers CHECKPOINT is a folder that save_pretrained has written
 
@@ -72,9 +73,11 @@ def publish_openmmlab(args: argparse.Namespace, card: dict[str, str]) -> Path:
 
     import dr2net.openmmlab  # noqa: F401 - mends OpenMMLab before a config imports it
     from dr2net.openmmlab.publishing import WRAPPERS, publish_checkpoint
+    from tools.classes import spread_classes
 
     wrappers = {**WRAPPERS, "TiledDetector": "detector"}
     config = Config.fromfile(args.model)
+    spread_classes(config)
     name = Path(args.model).stem
     return publish_checkpoint(config, args.checkpoint, args.folder, name, card, wrappers)
 
@@ -122,26 +125,37 @@ def load(model: nn.Module, path: Path, blocks: list[str] | None) -> nn.Module:
 def read(path: Path) -> dict[str, torch.Tensor]:
     """Return the weights of a ``.safetensors`` file, or of one of ``torch.save``.
 
-    Under ``state_dict`` or ``model``, as timm's and others' training scripts save them, or the file
-    itself; without the ``module.`` of wrappers.
+    Under ``state_dict_ema``, ``model_ema``, ``state_dict`` or ``model``, as timm's and others'
+    training scripts save them, in the order in which timm takes them; or the file itself; without
+    the ``module.`` of wrappers.
 
     Raises:
-        ValueError: opening the file would run code from it.
+        FileNotFoundError: there is no such file.
+        ValueError: opening the file would run code from it; it is damaged, or holds no weights.
     """
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm saves its command line
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than weights, refused: save its state_dict alone. {error}"
+            f"{path} is damaged, or holds more than weights, which is refused: save its state_dict "
+            f"alone. {error}"
         ) from error
-    for key in ("state_dict", "model"):
+    except Exception as error:  # whatever the bytes of another kind of file lead pickle to
+        raise ValueError(f"{path} is damaged or truncated: {error!r}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a dict of weights")
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(found.get(key), dict):
+            print(f"taking {key} of {path}")
             found = found[key]
+            break
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 

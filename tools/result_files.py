@@ -18,14 +18,12 @@ from pathlib import Path
 import torch
 
 import dr2net
+from tasks.files import write_text
 
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def markdown_table(columns: list[str], rows: list[dict[str, str]]) -> str:

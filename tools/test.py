@@ -70,23 +70,22 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     runner.register_hook(ClassesFitHook())
     if args.show_dir is not None:
         runner.register_hook(DrawTestedHook(args.show_dir, config))
-    expect_whole_models(True)
-    try:
+    with expect_whole_models():
         return runner.test()
-    finally:
-        expect_whole_models(False)
 
 
 def write_submission(config: Config, folder: Path) -> None:
     """Make a config's evaluators write files for leaderboards.
 
     Raises:
-        ValueError: One of them has no such file.
+        ValueError: One of them has no such file, or there is none.
     """
     evaluators = []
     for evaluator in _evaluators(config):
         kind = evaluator["type"].rsplit(".", 1)[-1]
         if kind in ("AccMetric", "TopClassesFile"):
+            import tasks.video.submission  # noqa: F401 - which configs of others do not import
+
             evaluators.append({"type": "TopClassesFile", "folder": str(folder)})
         elif kind in ("SmallObjectMetric", "CocoMetric"):
             written = {"format_only": True, "outfile_prefix": str(folder / "detections")}
@@ -98,12 +97,14 @@ def write_submission(config: Config, folder: Path) -> None:
                 f"--format-only: nothing is known of files for leaderboards from a {kind}. Known "
                 "are AccMetric, SmallObjectMetric, CocoMetric and PointSegmentationMetric"
             )
+    if not evaluators:
+        raise ValueError("--format-only: the config has no test_evaluator, which writes the files")
     folder.mkdir(parents=True, exist_ok=True)
     config.test_evaluator = evaluators
 
 
 def _evaluators(config: Config) -> list[dict]:
-    evaluators = config.test_evaluator
+    evaluators = config.get("test_evaluator") or []
     return list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
 
 

@@ -6,7 +6,7 @@ It changes nothing else. What our tools mend of an OpenMMLab installation is a s
 
 from . import checkpoint, random_state
 from .backbone import Dr2NetBackbone
-from .hook import CoefficientScheduleHook, Dr2NetHook, VerificationHook
+from .hook import CoefficientScheduleHook, Dr2NetHook, VerificationHook, convert_by_config
 from .resuming import OtherBatchSizeHook, ValidateResumedHook
 from .selection_hook import ChannelSelectionHook
 
@@ -19,5 +19,6 @@ __all__ = [
     "ValidateResumedHook",
     "VerificationHook",
     "checkpoint",
+    "convert_by_config",
     "random_state",
 ]

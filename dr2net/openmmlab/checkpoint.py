@@ -16,8 +16,8 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,10 +75,15 @@ def trust_checkpoints(trusted: bool) -> None:
     _trusted = trusted
 
 
-def expect_whole_models(whole: bool) -> None:
-    """Choose whether each checkpoint must fill its model, as in a test; by default not."""
+@contextmanager
+def expect_whole_models() -> Iterator[None]:
+    """Each checkpoint must fill its model, as for a test; outside of the context it need not."""
     global _whole
-    _whole = whole
+    _whole = True
+    try:
+        yield
+    finally:
+        _whole = False
 
 
 def register_checkpoint_converter(converter: Converter) -> Converter:
@@ -158,8 +163,8 @@ def _open_pickle(path: Path, map_location: MapLocation) -> object:
             "trust where the file came from, say so with --trust-checkpoint (or trust_checkpoint = "
             "True in the config), or save its weights alone with torch.save or as .safetensors."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or truncated: {error}") from error
+    except Exception as error:  # whatever the bytes of another kind of file lead pickle to
+        raise ValueError(f"checkpoint {path} is damaged or truncated: {error!r}") from error
 
 
 def _safe_globals() -> list[Any]:
@@ -279,8 +284,9 @@ def load_state_dict(
     if _whole and missing:
         raise UnmatchedCheckpointError(
             f"{len(missing)} parameters of the model are not in the checkpoint or of another shape "
-            f"there, {missing[0]} {tuple(shapes[missing[0]])} among them: a test would use random "
-            "numbers in their place. Give the checkpoint that this config's training has written."
+            f"there, {missing[0]} {tuple(shapes[missing[0]])} among them: there would be random "
+            "numbers in their place. Give the checkpoint that this config's training has written, "
+            "with as many classes."
         )
     _mmengine_load_state_dict(module, state_dict, strict, logger)
 
@@ -297,8 +303,9 @@ def _refuse_another_function(module: torch.nn.Module, state_dict: dict) -> None:
     if lost:
         raise UnmatchedCheckpointError(
             f"the checkpoint is of a Dr²Net at (α, β) = {held[lost[0]]}, and the model has no "
-            f"chain that takes {lost[0]}: convert it in the config (Dr2NetHook, Dr2NetBackbone), "
-            "or make the checkpoint a plain one by tools/publish.py."
+            f"chain that takes {lost[0]}: convert it in the config (Dr2NetHook, which runners call "
+            "and inferencers do not, or Dr2NetBackbone), or make the checkpoint a plain one by "
+            "tools/publish.py."
         )
     plain = [name for name, chain in own.items() if name not in state_dict and chain.rebuilds()]
     if _whole and plain:

@@ -7,11 +7,12 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conversion import chains, convert, require_chains
 from ..conversion.mlps import slice_mlps
@@ -19,7 +20,7 @@ from ..optimizers import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step
 
-__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "VerificationHook"]
+__all__ = ["CoefficientScheduleHook", "Dr2NetHook", "VerificationHook", "convert_by_config"]
 
 
 @HOOKS.register_module()
@@ -179,6 +180,17 @@ class Dr2NetHook(CoefficientScheduleHook):
         if self._has_converted:  # of a training, whose model is tested now
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.convert(model)
+        self._has_converted = True
+        found = chains(model)
+        runner.logger.info(
+            f"Dr2NetHook converted {', '.join(n or 'the model' for n in self.modules)}: "
+            f"{len(found)} chains of "
+            f"{', '.join(str(len(chain.couplings())) for chain in found)} couplings."
+        )
+
+    def convert(self, model: nn.Module) -> None:
+        """Makes the parts of a model Dr²Nets, at the coefficients that a training begins with."""
         for name in self.modules:
             try:
                 part = model.get_submodule(name)
@@ -190,13 +202,18 @@ class Dr2NetHook(CoefficientScheduleHook):
                 ) from None
             convert(part, *self.schedule.at(self.schedule.begin), **self.settings)
         slice_mlps(model, self.mlp_tokens)  # of whichever parts have some
-        self._has_converted = True
-        found = chains(model)
-        runner.logger.info(
-            f"Dr2NetHook converted {', '.join(n or 'the model' for n in self.modules)}: "
-            f"{len(found)} chains of "
-            f"{', '.join(str(len(chain.couplings())) for chain in found)} couplings."
-        )
+
+
+def convert_by_config(model: nn.Module, config: Config) -> None:
+    """Does to a model that is built without a runner what a ``Dr2NetHook`` of its config would.
+
+    Before its checkpoint is loaded. No-op where the config has no such hook.
+    """
+    hooks = [*(config.get("custom_hooks") or []), *(config.get("default_hooks") or {}).values()]
+    for settings in hooks:
+        kind = settings.get("type") if isinstance(settings, dict) else None
+        if kind is Dr2NetHook or str(kind).rpartition(".")[2] == Dr2NetHook.__name__:
+            HOOKS.build(settings).convert(model)
 
 
 @HOOKS.register_module()

@@ -46,7 +46,8 @@ def publish(
 
     The plain network is what ``revert`` makes of a copy, under its library's own names, for
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` or ``from_pretrained("FOLDER")``. It
-    is loaded from there and compared, tensor by tensor, before the folder gets its name.
+    is loaded from there and compared, tensor by tensor, before the folder gets its name. So is the
+    Dr²Net.
 
     Args:
         model: a converted network, or a plain one.
@@ -67,20 +68,22 @@ def publish(
         FileExistsError: the folder holds something.
     """
     folder, library = Path(folder), _library_of(model)
+    name = folder.resolve().name  # of "." too
     pair = get_coefficients(model) if chains(model) else None
     if pair is not None and not reversible:
         refuse_no_plain_network(*pair)
     with new_folder(folder) as draft:
         if reversible:
             _write_dr2net(library, model, draft)
-            usage = f'import dr2net\n\nmodel = dr2net.from_pretrained("{folder.name}")'
+            _compare(model, from_pretrained(draft))
+            usage = f'import dr2net\n\nmodel = dr2net.from_pretrained("{name}")'
             weights = draft / WEIGHTS
         else:
             plain = model if pair is None else revert(deepcopy(model))
             library.save(plain, draft)
             _compare(plain, library.load(draft))
-            usage, weights = library.usage(plain, folder.name), draft / "model.safetensors"
-        write_card(draft, folder.name, library.NAME, pair, usage, weights, card or {})
+            usage, weights = library.usage(plain, name), draft / "model.safetensors"
+        write_card(draft, name, library.NAME, pair, usage, weights, card or {})
     return folder
 
 
@@ -89,8 +92,9 @@ def from_pretrained(folder: str | os.PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: the folder holds none; a plain network is loaded by its own library.
-        ValueError: the weights do not fit the network.
+        ValueError: a file is damaged, or the weights do not fit the network.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -99,11 +103,19 @@ def from_pretrained(folder: str | os.PathLike) -> nn.Module:
             f"{folder} holds no {SETTINGS}, which dr2net.publish(model, folder, reversible=True) "
             "writes. A plain network is loaded by its own library, then dr2net.convert."
         )
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    for name in ("config.json", SETTINGS):
+        try:
+            settings = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / name} is damaged: {error}. Copy it again.") from error
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}. Copy it again.") from error
     model: nn.Module = LIBRARIES[settings.pop("library")].build(folder)
     convert(model, **settings)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        model.load_state_dict(state, strict=True, assign=True)  # in the precision of the file
     except RuntimeError as error:
         raise ValueError(
             f"{folder / WEIGHTS} does not fit the network that config.json describes: {error}"
@@ -128,10 +140,12 @@ def _write_dr2net(library: ModuleType, model: nn.Module, folder: Path) -> None:
     alpha, beta = get_coefficients(model)
     found = chains(model)
     looped = [isinstance(chain, LoopedChain) for chain in found]
-    if any(looped) and not all(looped):
+    ways = {(chain.arithmetic, chain.branches == (whole,)) for chain in found}
+    if len({*looped}) > 1 or len(ways) > 1:
         raise ValueError(
-            "Some chains stand for a family's blocks and some for lists that were named: only "
-            "networks that one dr2net.convert has made are published as Dr²Nets."
+            "Some chains stand for a family's blocks and some for lists that were named, or they "
+            "differ in arithmetic or couplings: only networks that one dr2net.convert has made are "
+            "published as Dr²Nets."
         )
     settings = {
         "library": library.NAME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,7 +61,11 @@ def write_card(
     lines = [
         "---",
         f"library_name: {library}",
-        *([f"license: {card['licence']}"] if "licence" in card else []),
+        *(
+            [f"license: {json.dumps(card['licence'], ensure_ascii=False)}"]
+            if "licence" in card
+            else []
+        ),
         "tags: [dr2net]",
         "---",
         "",

@@ -46,7 +46,9 @@ class TopClassesFile(BaseMetric):
         for sample in data_samples:
             if "filename" not in sample:
                 raise ValueError(
-                    "the test data do not say which file a video is: test on a VideoListDataset"
+                    "the test data do not say which file a video is: test on a "
+                    "VideoListDataset, or give PackActionInputs of the test pipeline "
+                    "meta_keys=('filename',)"
                 )
             scores = sample["pred_score"].float()
             best = scores.topk(min(self.top, len(scores)))

@@ -88,6 +88,7 @@ class TestOpening:
         [
             (b"", "is empty"),
             (b"not a checkpoint", "is damaged"),
+            (b"junk" * 100, "is damaged"),
             (b"PK\x03\x04" + bytes(100), "is damaged"),
         ],
     )
@@ -358,9 +359,8 @@ class TestFunction:
 
     @pytest.fixture
     def in_a_test(self):
-        checkpoints.expect_whole_models(True)
-        yield
-        checkpoints.expect_whole_models(False)
+        with checkpoints.expect_whole_models():
+            yield
 
     @pytest.mark.parametrize("pair", [(0.0, 1.0), (0.875, 0.125)])
     def test_a_dr2net_is_not_loaded_into_a_plain_network(self, pair):

@@ -46,9 +46,11 @@ with torch.no_grad():
 """
 
 
-def detector(alpha, beta):
-    """The demo's detector, and a checkpoint's state_dict after a change of each parameter."""
+def detector(alpha, beta, num_classes=None):
+    """The demo's detector after a change of each parameter."""
     config = Config.fromfile(CONFIG)
+    if num_classes is not None:
+        config.model.detector.bbox_head.num_classes = num_classes
     config.model.detector.backbone.update(alpha=alpha, beta=beta)
     init_default_scope(config.default_scope)
     torch.manual_seed(0)
@@ -94,6 +96,15 @@ def test_a_process_without_dr2net_loads_what_revert_gives(tmp_path):
         expected = dr2net.revert(model)(images, mode="tensor")
     found = torch.load(path.parent / "found.pt")
     assert all(map(torch.equal, tensors(found), tensors(expected)))
+
+
+@pytest.mark.filterwarnings("ignore:This .* left")
+def test_a_config_may_say_its_classes_at_its_top(tmp_path):
+    config, saved = tmp_path / "own.py", tmp_path / "epoch_5.pth"
+    config.write_text(f"_base_ = {str(CONFIG)!r}\nclasses = ['a', 'b', 'c', 'd', 'e']\n")
+    torch.save({"state_dict": detector(0.875, 0.125, num_classes=5).state_dict()}, saved)
+    path = main([str(config), str(saved), str(tmp_path / "out")])
+    assert Config.fromfile(path.parent / "own.py").model.bbox_head.num_classes == 5
 
 
 def test_off_the_line_and_of_another_model_nothing_is_published(tmp_path):

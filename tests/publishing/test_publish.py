@@ -1,6 +1,7 @@
 """Published folders load into the library that the network came from, and give the same bits."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import dr2net
+from dr2net.publishing.folders import new_folder
 
 timm = pytest.importorskip("timm")
 
@@ -104,7 +106,7 @@ torch.save(getattr(output, "logits", output), "found.pt")
 def test_the_card_says_what_it_is_told_and_how_to_load(tmp_path):
     dr2net.publish(finetuned(network("timm")), tmp_path / "folder", card=CARD)
     card = (tmp_path / "folder/README.md").read_text()
-    assert card.startswith("---\nlibrary_name: timm\nlicense: apache-2.0\n")
+    assert card.startswith('---\nlibrary_name: timm\nlicense: "apache-2.0"\n')
     assert 'timm.create_model("local-dir:folder", pretrained=True)' in card
     assert "- Trained on: 5 kinds of noise\n" in card
     assert "- Memory of training: not stated\n" in card
@@ -182,6 +184,53 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     with pytest.raises(FileExistsError, match="give the name of a new folder"):
         dr2net.publish(network("timm"), tmp_path / "folder")
     assert [path.name for path in Path(tmp_path / "folder").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["folder.partial", ".folder"])
+def test_folders_beside_it_are_left_alone(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.tex").touch()
+    dr2net.publish(network("timm"), tmp_path / "folder")
+    assert (tmp_path / name / "thesis.tex").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", name}
+
+
+def test_of_two_that_publish_at_once_the_second_is_told(tmp_path):
+    with pytest.raises(FileExistsError, match="by another process"), new_folder(tmp_path / "a"):
+        dr2net.publish(network("timm"), tmp_path / "a")
+    assert (tmp_path / "a/model.safetensors").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_folder_may_be_the_one_at_work_in(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    dr2net.publish(network("timm"), ".")
+    assert "# mine\n" in (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["dr2net.json", "config.json", "dr2net.safetensors"])
+def test_a_damaged_file_is_named(name, tmp_path):
+    dr2net.publish(dr2net.convert(network("timm")), tmp_path / "folder", reversible=True)
+    file = tmp_path / "folder" / name
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} is damaged"):
+        dr2net.from_pretrained(tmp_path / "folder")
+
+
+def test_a_dr2net_keeps_its_precision(tmp_path):
+    model = dr2net.convert(network("timm")).to(torch.bfloat16)
+    dr2net.publish(model, tmp_path / "folder", reversible=True)
+    loaded = dr2net.from_pretrained(tmp_path / "folder")
+    assert torch.equal(loaded(images().bfloat16()), model(images().bfloat16()))
+
+
+def test_a_dr2net_of_several_conversions_is_refused(tmp_path):
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5)
+    dr2net.convert(model)
+    dr2net.chains(model)[0].arithmetic = "float"
+    with pytest.raises(ValueError, match="differ in arithmetic or couplings"):
+        dr2net.publish(model, tmp_path / "folder", reversible=True)
 
 
 def test_a_network_whose_library_would_build_another_is_refused(tmp_path):

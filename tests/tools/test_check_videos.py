@@ -6,6 +6,7 @@ pytest.importorskip("mmcv")
 from tools.check_videos import main  # isort: skip
 
 from tests.video_clips import write_kinetics
+from tools.browse_dataset import main as browse
 
 
 def test_missing_and_damaged_videos_are_named(make_config, tmp_path, capsys):
@@ -25,3 +26,13 @@ def test_missing_and_damaged_videos_are_named(make_config, tmp_path, capsys):
     )
     assert any("clip_1.mp4 (" in line and "val_list_videos.txt, line 2)" in line for line in lines)
     assert main([config, "--processes", "1", "--lists", "val"]) == 1
+
+
+def test_a_set_that_the_config_lacks_is_named(make_config, tmp_path, capsys):
+    config, lacking = str(make_config()), ["--cfg-options", "val_dataloader=None"]
+    with pytest.raises(SystemExit):
+        main([config, *lacking])
+    assert "has no val_dataloader: leave val out of --lists" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        browse([config, "--split", "val", "--out", str(tmp_path), *lacking])
+    assert "has no val_dataloader: choose another --split" in capsys.readouterr().err

@@ -16,10 +16,11 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 
-import dr2net.openmmlab  # noqa: F401
+import dr2net
+import dr2net.openmmlab
 from tasks.pointcloud.room_files import read_room
 from tests.video_clips import write_clip
-from tools.predict import main
+from tools.predict import load_model, main
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data/real"
@@ -200,8 +201,56 @@ def test_files_of_one_name_keep_their_endings_and_no_result_replaces_an_input(pr
     expected = [f"{name}.{end}" for name in ("a.jpg", "a.png", "b") for end in ("json", "png")]
     assert names_in(tmp_path / "out") == sorted(expected)
     (problem,) = predict("plain", tmp_path / "in/b.png", "--out", tmp_path / "in")
-    assert "its result would take its place" in problem
+    assert f"its result would take the place of {tmp_path}/in/b.png" in problem
     assert (tmp_path / "in/b.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("neighbour", ["c.png", "c.json"])
+def test_no_result_replaces_a_file_beside_its_input(neighbour, predict, tmp_path):
+    write_image(tmp_path / "in/c.jpg", 60, 40)
+    (tmp_path / "in" / neighbour).write_bytes(b"labels, or another photograph")
+    (problem,) = predict("plain", tmp_path / "in/c.jpg", "--out", tmp_path / "in")
+    assert f"its result would take the place of {tmp_path}/in/{neighbour}" in problem
+    assert names_in(tmp_path / "in") == sorted(["c.jpg", neighbour])
+    assert (tmp_path / "in" / neighbour).read_bytes() == b"labels, or another photograph"
+
+
+def test_a_folder_of_inputs_is_none_of_results(predict, tmp_path):
+    write_image(tmp_path / "in/a.jpg", 60, 40)
+    (problem,) = predict("plain", tmp_path / "in", "--out", tmp_path / "in")
+    assert problem == f"input {tmp_path}/in is in the folder of results: give another by --out"
+
+
+@pytest.fixture
+def by_hook(networks, tmp_path):
+    """The plain detector with a Dr2NetHook: its config, and the checkpoint of its training."""
+    config, _, _ = networks("plain")
+    text = config.read_text() + "model['backbone'] = model['backbone']['backbone']\n"
+    path = tmp_path / "by_hook.py"
+    path.write_text(text + "custom_hooks = [dict(type='Dr2NetHook')]\n")
+    config = Config.fromfile(path)
+    init_default_scope(config.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "plain.pth")
+    dr2net.convert(model.backbone, 0.75, 0.25)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "dr2net.pth")
+    return path, model
+
+
+def test_a_dr2net_by_hook_predicts_at_the_coefficients_of_its_checkpoint(by_hook, tmp_path):
+    config, model = by_hook
+    loaded, _ = load_model(Config.fromfile(config), str(tmp_path / "dr2net.pth"), "cpu")
+    assert dr2net.get_coefficients(loaded) == (0.75, 0.25)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for found, wanted in zip(loaded.backbone(images), model.backbone(images), strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_a_plain_checkpoint_is_refused_where_the_hook_makes_a_dr2net(by_hook, tmp_path):
+    with pytest.raises(ValueError, match="is a plain network's"):
+        load_model(Config.fromfile(by_hook[0]), str(tmp_path / "plain.pth"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +292,9 @@ def test_random_weights_are_not_predicted_with(networks, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "headless.pth")
     clip = write_clip(tmp_path / "clip.mp4")
     arguments = [str(config), str(tmp_path / "headless.pth"), str(clip)]
-    with pytest.raises(ValueError, match=r"lacks 2 weights of the model.*cls_head\.fc_cls"):
+    with pytest.raises(
+        ValueError, match=r"2 parameters of the model are not in .*cls_head\.fc_cls"
+    ):
         main([*arguments, "--out", str(tmp_path / "out")])
 
 

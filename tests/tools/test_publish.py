@@ -29,7 +29,7 @@ def test_a_checkpoint_of_timms_training_becomes_a_plain_network(tmp_path, capsys
     torch.save({"state_dict": state, "args": Namespace(lr=0.1)}, tmp_path / "last.pth.tar")
     folder = tmp_path / "mine"
     main(["timm:vit_tiny_patch16_224", str(tmp_path / "last.pth.tar"), str(folder), *ARGS])
-    assert capsys.readouterr().out == f"wrote {folder}\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {folder}"
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     plain = dr2net.revert(model)
     images = torch.randn(2, 3, 32, 32)
@@ -66,9 +66,32 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_averaged_weights_go_first_as_in_timm(tmp_path, capsys):
+    saved = {"state_dict": {"w": torch.zeros(1)}, "state_dict_ema": {"module.w": torch.ones(1)}}
+    torch.save(saved, tmp_path / "last.pth.tar")
+    assert read(tmp_path / "last.pth.tar") == {"w": torch.ones(1)}
+    assert "taking state_dict_ema of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, b"no weights"])
+def test_a_damaged_file_is_named(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        read(tmp_path / name)
+
+
+def test_a_file_of_no_weights_is_named(tmp_path):
+    torch.save([1, 2], tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth holds a list, not a dict"):
+        read(tmp_path / "weights.pth")
+    with pytest.raises(FileNotFoundError, match=r"none\.pth does not exist"):
+        read(tmp_path / "none.pth")
+
+
 def test_a_file_that_runs_code_is_refused(tmp_path):
     torch.save({"state_dict": {}, "extra": Path()}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="holds more than weights"):
+    with pytest.raises(ValueError, match="holds more than weights, which is refused"):
         read(tmp_path / "weights.pth")
 
 

@@ -63,3 +63,15 @@ def test_dump_asks_for_a_pickle_name(checkpoint, run_test, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_test(*checkpoint, tmp_path / "test", "--dump", "predictions.json")
     assert "expected FILE.pkl, got predictions.json" in capsys.readouterr().err
+
+
+def test_files_for_leaderboards_need_an_evaluator(checkpoint, run_test, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_test(
+            *checkpoint,
+            tmp_path / "test",
+            "--format-only",
+            str(tmp_path / "out"),
+            settings=["test_evaluator=None"],
+        )
+    assert "the config has no test_evaluator" in capsys.readouterr().err
