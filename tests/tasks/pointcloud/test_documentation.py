@@ -1,5 +1,6 @@
 """docs/pointcloud.md says what is there, and its commands and snippets run."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -34,14 +35,14 @@ def test_command_names_what_exists(command):
         assert (ROOT / name).is_file(), name
 
 
-def test_the_rooms_for_tries_are_written_and_converted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (arguments,) = words_of("furnished_rooms")
-    furnished_rooms.main([*arguments, "--rooms", "1", "--points", "500"])
-    (arguments,) = [w for w in words_of("prepare_pointcloud") if "data/rooms" in w[0]]
-    prepare_pointcloud.main([*arguments, "--workers", "1"])
-    rooms = list(Path(arguments[1]).glob("Area_*/office_1"))
-    files = sorted(path.name for path in rooms[0].iterdir())
+def test_the_rooms_for_tries_are_written_and_converted(tmp_path):
+    with contextlib.chdir(tmp_path):
+        (arguments,) = words_of("furnished_rooms")
+        furnished_rooms.main([*arguments, "--rooms", "1", "--points", "500"])
+        (arguments,) = [w for w in words_of("prepare_pointcloud") if "data/rooms" in w[0]]
+        prepare_pointcloud.main([*arguments, "--workers", "1"])
+        rooms = list(Path(arguments[1]).glob("Area_*/office_1"))
+        files = sorted(path.name for path in rooms[0].iterdir())
     assert len(rooms) == 6
     assert files == sorted(re.findall(r"^        (\w+\.\w+) ", TEXT, re.MULTILINE))
 
