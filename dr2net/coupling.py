@@ -146,7 +146,7 @@ class Row:
                 if held is None or held.buffers:
                     held = this_pass.inventories.of(call.where[2], call.block)
                 # What the graph of a first run saves is not for the user's hooks (to offload).
-                with saved_tensors_hooks(itself, itself) if self._hooked else nullcontext():
+                with unhooked() if self._hooked else nullcontext():
                     output = call.first(x, side, held, settings)
                 if call.used or x.requires_grad or any(tensor.requires_grad for tensor in side):
                     if not self._follows or not x.requires_grad:
@@ -280,5 +280,5 @@ def _compare(this_pass: Pass, backward: _Backward, first: int, before: Tensor | 
     this_pass.guard.compare(backward.streams, before, describe, this_pass.tolerance)
 
 
-def itself(tensor: Tensor) -> Tensor:
-    return tensor
+def unhooked() -> saved_tensors_hooks:  # a tensor that its own node keeps would never be freed
+    return saved_tensors_hooks(Tensor.detach, lambda tensor: tensor)

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -30,7 +29,7 @@ from .branches import ShapeError, of_whole_block, stream_of, whole
 from .call import Call
 from .chain import ReversibleChain
 from .coefficients import RANGE_BITS
-from .coupling import Pass, Row, itself
+from .coupling import Pass, Row, unhooked
 from .kernels.arithmetic import Arithmetic, ExactArithmetic
 from .messages import refuse_modes
 from .optimizers import skip_steps_that_are_not_finite
@@ -383,7 +382,7 @@ class _LoopRow:
                 self.this_pass.keep_pair()  # here backward will take it up
             self.this_pass.calls.append(call)
             try:
-                with saved_tensors_hooks(itself, itself) if passed_by else nullcontext():
+                with unhooked() if passed_by else nullcontext():
                     x, *row.y = row.couple([call], [x, *row.y], rebuilt, ends, False)
             except BaseException:
                 self.this_pass.calls.pop()

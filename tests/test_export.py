@@ -8,7 +8,7 @@ import torch
 
 import dr2net
 from dr2net import residual
-from tests.toy import make_chain
+from tests.toy import export, make_chain
 
 
 def vit(alpha, beta, arithmetic="exact"):
@@ -26,21 +26,21 @@ IMAGES = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 def test_an_exported_chain_returns_the_same_bits(alpha, beta, arithmetic):
     chain = make_chain(alpha, beta, arithmetic=arithmetic).eval()
     x = 30 * torch.randn(2, 5, 8)
-    assert torch.equal(torch.export.export(chain, (x,)).module()(x), chain(x))
+    assert torch.equal(export(chain, (x,)).module()(x), chain(x))
 
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 def test_an_exported_vit_returns_the_same_bits(grad):
     model = vit(1, 0.1)
     with torch.set_grad_enabled(grad):
-        program = torch.export.export(model, (IMAGES,))
+        program = export(model, (IMAGES,))
     assert torch.equal(program.module()(IMAGES), model(IMAGES))
 
 
 def test_an_exported_program_takes_batches_of_other_sizes():
     model = vit(1, 0.1)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (IMAGES,), dynamic_shapes={"x": {0: batch}}, strict=False)
+    program = export(model, (IMAGES,), dynamic_shapes={"x": {0: batch}}, strict=False)
     other = torch.randn(5, 3, 160, 160)
     assert torch.equal(program.module()(other), model(other))
 
@@ -51,7 +51,7 @@ def test_coefficients_written_into_the_buffer_reach_the_export(move):
     if move:
         model.to(torch.float64).to(torch.float32)
     model.load_state_dict(other.state_dict())
-    program = torch.export.export(model, (IMAGES,))
+    program = export(model, (IMAGES,))
     assert torch.equal(program.module()(IMAGES), other(IMAGES))
 
 
@@ -65,7 +65,7 @@ def test_features_are_exported():
             return self.chain.features(x, shift, blocks=[1, 3])
 
     model, inputs = Features(), (torch.randn(2, 5, 8), torch.randn(5, 8))
-    exported = torch.export.export(model, inputs).module()(*inputs)
+    exported = export(model, inputs).module()(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(exported, model(*inputs), strict=True))
 
 
@@ -73,9 +73,9 @@ def test_coefficients_that_others_wrote_are_reported():
     chain, x = make_chain(1, 0.1).eval(), torch.randn(2, 5, 8)
     chain.coefficients.copy_(make_chain(0, 1).coefficients)
     with pytest.raises(RuntimeError, match=r"get_coefficients\(model\) before the export"):
-        torch.export.export(chain, (x,), strict=False)
+        export(chain, (x,), strict=False)
     assert dr2net.get_coefficients(chain) == (0, 1)
-    assert torch.equal(torch.export.export(chain, (x,)).module()(x), chain(x))
+    assert torch.equal(export(chain, (x,)).module()(x), chain(x))
 
 
 def test_torchscript_is_refused_with_what_to_do_instead():
@@ -86,7 +86,8 @@ def test_torchscript_is_refused_with_what_to_do_instead():
 def run_onnx(model, x, path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -19,7 +19,7 @@ import dr2net
 from dr2net import ReversibleChain, residual
 from dr2net.conversion.mlps import MLPS, can_be_sliced
 from tests.conversion.families import IMAGES, STOCHASTIC, converted, timm_vit
-from tests.toy import assert_same_bits, gradients
+from tests.toy import assert_same_bits, export, gradients
 
 # In float32: a parameter's gradient is summed over tokens slice by slice; and kernels may be others
 # for fewer rows, and their rounding move a stream by a step of 2^-20, which is the most of it.
@@ -602,7 +602,7 @@ def test_copies_are_sliced_on_their_own(copied):
 def test_it_is_exported_whole_without_checkpoints(alpha, beta):
     model, x = sliced(timm_vit(), alpha, beta).eval(), torch.randn(IMAGES)
     batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (x,), dynamic_shapes={"x": {0: batch}})
+    program = export(model, (x,), dynamic_shapes={"x": {0: batch}})
     other = torch.randn(5, *IMAGES[1:])
     with torch.no_grad():
         assert torch.equal(program.module()(other), model(other))

@@ -157,5 +157,5 @@ import tasks.video
 print(tasks.video.__file__, config.model.backbone.type)
 """
     environment = {"PYTHONPATH": str(tmp_path), "PATH": ""}
-    found = run(sys.executable, "-P", "-c", script, cwd=tmp_path, env=environment).split()
+    found = run(sys.executable, "-c", script, cwd=tmp_path, env=environment).split()
     assert found[-2:] == [str(tmp_path / "dr2net/.mim/tasks/video/__init__.py"), "Dr2NetBackbone"]

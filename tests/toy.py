@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dr2net import ReversibleChain, residual
+
+# As users call it: reversible chains need strict=False, which is the default from PyTorch 2.8 on.
+export = partial(torch.export.export, **({} if torch.__version__ >= (2, 8) else {"strict": False}))
 
 COEFFICIENTS = [
     (alpha, beta) for alpha in (1, 0.7, 0.5, 0.3, 0) for beta in (0.01, 0.1, 0.25, 0.5, 0.9, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import pytest
 import timm
 import torch
 from torch import nn
@@ -19,12 +20,12 @@ def timm_vit(depth: int = 3, **options) -> nn.Module:
 
 
 def mmaction_vit(depth: int = 3, **options) -> nn.Module:
-    import dr2net.openmmlab.mended  # noqa: F401  # isort: skip - makes mmaction2 importable
+    pytest.importorskip("mmengine")
+    import dr2net.openmmlab.mended  # noqa: F401 - makes mmaction2 importable
 
-    from mmaction.models.backbones.vit_mae import VisionTransformer
-
+    module = pytest.importorskip("mmaction.models.backbones.vit_mae")
     torch.manual_seed(0)
-    model = VisionTransformer(
+    model = module.VisionTransformer(
         img_size=32,
         patch_size=8,
         embed_dims=32,

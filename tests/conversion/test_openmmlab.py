@@ -13,7 +13,7 @@ pytest.importorskip("mmengine")
 import dr2net
 import dr2net.openmmlab.mended  # makes mmaction2 and mmdetection importable
 from tests.conversion.families import mmaction_vit
-from tests.toy import assert_same_bits, gradients
+from tests.toy import assert_same_bits, export, gradients
 
 
 def swin(**options):
@@ -202,7 +202,7 @@ def test_an_exported_mvit_returns_the_same_bits():
     model, x = converted(mvit(), 0.5, 0.5).eval(), torch.randn(CLIP)
     with torch.no_grad():
         expected = model(x)
-    found = torch.export.export(model, (x,)).module()(x)
+    found = export(model, (x,)).module()(x)
     for a, b in zip(expected, found, strict=True):
         assert_same_bits(a, b)
 

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", minversion="5.23")
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,

@@ -29,6 +29,9 @@ _workers: list[tuple[Any, Connection]] = []
 
 SECONDS = 180
 
+# In PyTorch 2.6 FSDP2 asks streams of the CPU for what they have not: there it runs on GPUs alone.
+SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")
+
 
 def run_in_processes(
     count: int, function: Callable[..., Any], *args: Any, **kwargs: Any

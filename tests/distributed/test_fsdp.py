@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from contextlib import chdir
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +22,12 @@ import dr2net
 from dr2net import ReversibleChain
 from dr2net.diagnostics import gradient_error
 from tests.distributed.networks import ToyNetwork, loss_of, make_batch, make_network
-from tests.distributed.processes import run_in_processes
+from tests.distributed.processes import SHARDS_ON_CPU, run_in_processes
 from tests.toy import assert_same_bits, make_chain
+
+pytestmark = pytest.mark.skipif(
+    not SHARDS_ON_CPU, reason="FSDP2 of this PyTorch needs GPUs, one for each process"
+)
 
 COEFFICIENTS = [(1, 0), (1, 0.1), (0, 1)]
 SGD = {"optimizer_type": torch.optim.SGD}
@@ -460,7 +463,8 @@ def run_documentation(code: str, folder: str) -> tuple[dict, float]:
     batches = [(make_batch("timm", rank, step), torch.tensor([0, 1, 2])) for step in range(2)]
     make_model = partial(VisionTransformer, img_size=16, patch_size=8, embed_dim=24, depth=2)
     scope = {"make_model": partial(make_model, num_heads=3), "batches": batches}
-    with chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         exec(code, scope)
     return weights(scope["model"]), dr2net.get_coefficients(scope["model"])[0]
 

@@ -84,7 +84,7 @@ def test_a_process_without_dr2net_loads_what_revert_gives(tmp_path):
     (usage,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert "# without dr2net" in usage
     done = subprocess.run(
-        [sys.executable, "-P", "-c", LOAD.format(usage=usage)],
+        [sys.executable, "-c", LOAD.format(usage=usage)],
         cwd=path.parent,
         env={"PATH": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -58,6 +58,7 @@ def test_without_gradients_nothing_is_kept():
 
 def test_a_step_as_a_dr2net_with_a_tenth_of_the_channels_takes_less_than_either_alone():
     pytest.importorskip("timm")
+    pytest.importorskip("matplotlib")
     from tools.benchmarks.selection import BOTH, CHANNELS, CONVENTIONAL, DR2NET, measure
 
     found = measure("vit_tiny", 96, 0, 16, ways=(CONVENTIONAL, DR2NET, CHANNELS, BOTH))

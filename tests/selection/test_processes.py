@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
+import pytest
 import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import dr2net
-from tests.distributed.processes import run_in_processes
+from tests.distributed.processes import SHARDS_ON_CPU, run_in_processes
 from tests.selection.layers import Network, loss_of
 
 
@@ -101,6 +102,9 @@ def messages():
     return found
 
 
+@pytest.mark.skipif(
+    not SHARDS_ON_CPU, reason="FSDP2 of this PyTorch needs GPUs, one for each process"
+)
 def test_what_cannot_work_says_so():
     expected = (
         "choose channels of model.module, and wrap it afterwards",

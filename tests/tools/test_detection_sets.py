@@ -1,6 +1,5 @@
 """Configs of configs/detection on small sets in the published layouts, through the commands."""
 
-import contextlib
 import json
 import math
 import re
@@ -177,7 +176,8 @@ def prepared_config(folder, name):
     """Write a config's set in its published layout, prepare it as documented: a small config."""
     write, protocol = SETS[name.split("_")[-1]]
     write(folder / Config.fromfile(CONFIGS / f"{name}.py").data_root)
-    with contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         for arguments in documented_conversions(protocol):
             prepare(arguments)
     return write_config(folder, name)

@@ -1,6 +1,5 @@
 """The pages on own data: their configs and commands, in small, on data that is made here."""
 
-import contextlib
 import json
 import re
 import shlex
@@ -144,7 +143,8 @@ def run(command, folder, config, *options):
     module = import_module(script.removesuffix(".py").replace("/", "."))
     if Path(script).stem in ("train", "test"):
         options = (*options, "--cfg-options", f"experiment_name={uuid.uuid4().hex}")
-    with contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         return module.main([*arguments, *options])
 
 
@@ -213,7 +213,8 @@ def test_files_for_leaderboards_need_no_labels(followed):
         settings += [f"test_evaluator.ann_file={secret}"]
     else:
         settings += ["test_dataloader.dataset.data_root=.", "test_dataloader.dataset.areas=['.']"]
-    with contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         metrics = run_test(
             [str(config), str(checkpoint), "--format-only", str(out), "--cfg-options", *settings]
         )
@@ -239,7 +240,8 @@ def test_a_detector_is_tested_on_mirror_images_too(followed):
     (checkpoint,) = folder.glob("work_dirs/*/epoch_1.pth")
     arguments = [str(config), str(checkpoint), "--tta", "--cfg-options"]
     arguments += [f"experiment_name={uuid.uuid4().hex}"]
-    with contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         if kind == "images":
             saved = ["--out", str(folder / "tta.pkl")]
             assert run_test([*arguments[:2], *saved, *arguments[2:]]).keys() == plain.keys()

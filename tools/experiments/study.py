@@ -135,8 +135,10 @@ def run_all(
     """Run what is missing, the first ways first, and add it to ``runs``."""
     progress = ProgressBar(0)
     going: dict[Future, tuple[str, float, int]] = {}
+    # Python 3.10 has no such limit.
+    fresh = {"max_tasks_per_child": 25} if sys.version_info >= (3, 11) else {}
     pool = ProcessPoolExecutor(
-        processes, get_context("spawn"), initializer=end_with_parent, max_tasks_per_child=25
+        processes, get_context("spawn"), initializer=end_with_parent, **fresh
     )
     with pool:
         while True:

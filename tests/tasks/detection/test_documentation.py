@@ -1,6 +1,5 @@
 """docs/detection.md does what it says. tests/tools/test_detection_sets.py runs its conversions."""
 
-import contextlib
 import re
 import shlex
 import textwrap
@@ -45,13 +44,13 @@ def test_every_set_with_a_config_is_in_the_table(config):
     assert f"`{layout}`" in row or layout == "coco"
 
 
-def test_dataset_and_metric_build(tmp_path):
+def test_dataset_and_metric_build(tmp_path, monkeypatch):
     write_sodad(tmp_path / "data/soda-d")
-    with contextlib.chdir(tmp_path):
-        for arguments in documented_conversions("soda-d"):
-            prepare(arguments)
-        assert len(DATASETS.build(snippet("dataset"))) == 2
-        METRICS.build(snippet("val_evaluator"))
+    monkeypatch.chdir(tmp_path)
+    for arguments in documented_conversions("soda-d"):
+        prepare(arguments)
+    assert len(DATASETS.build(snippet("dataset"))) == 2
+    METRICS.build(snippet("val_evaluator"))
 
 
 def test_tiles_are_settings_of_the_detector():
