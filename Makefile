@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 # is never taken for a complete one.
 TASKS := video detection pointcloud
 READY := $(VENV)/ready
-SETUP := pyproject.toml requirements/constraints.txt tools/system_libraries.py
+SETUP := pyproject.toml requirements/constraints.txt requirements/docs.txt \
+  tools/system_libraries.py
 INSTALL := $(BIN)/python -m pip install --progress-bar off --quiet \
   --constraint requirements/constraints.txt --editable
 
@@ -17,7 +18,7 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow test-gpu lint demo demo-detection demo-pointcloud benchmark clean
+.PHONY: help setup test test-slow test-gpu lint demo demo-detection demo-pointcloud benchmark docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 28
@@ -34,7 +35,7 @@ endef
 $(READY): $(SETUP)
 	$(CHECK)
 	$(PYTHON) -m venv --clear $(VENV)
-	$(INSTALL) '.[video,detection,pointcloud,transformers,dev]'
+	$(INSTALL) '.[video,detection,pointcloud,transformers,dev]' --requirement requirements/docs.txt
 	@touch $(TASKS:%=$(VENV)/ready-%) $(READY)
 
 # What a task's demo needs, and no more, beside what is there.
@@ -59,18 +60,21 @@ test-slow: setup ## the slow tests
 test-gpu: ## the tests that need a GPU, in the environment of PYTHON as it is (under 3 minutes)
 	$(PYTHON) -m pytest -m gpu
 
-demo: $(VENV)/ready-video ## finetune a tiny network three ways on videos made for it (under 10 minutes on 2 cores)
+demo: $(VENV)/ready-video ## finetune a tiny network seven ways on videos made for it (about 10 minutes on 2 cores)
 	$(BIN)/python tools/demos/video.py
 
-demo-detection: $(VENV)/ready-detection ## the same for a detector of small objects in large images (about 18 minutes)
+demo-detection: $(VENV)/ready-detection ## the same for a detector of small objects in large images
 	$(BIN)/python tools/demos/detection.py
 
-demo-pointcloud: $(VENV)/ready-pointcloud ## the same for the points of furnished rooms (under 15 minutes)
+demo-pointcloud: $(VENV)/ready-pointcloud ## the same for the points of furnished rooms
 	$(BIN)/python tools/demos/pointcloud.py
 
 benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (under 3 minutes)
 	$(BIN)/python tools/benchmark.py --models vit_tiny --sizes 224 --batches 8 --steps 3 \
 	  --out work_dirs/benchmark/benchmark.json --plot work_dirs/benchmark/benchmark.png
+
+docs: setup ## build the site of docs/ into site/
+	$(BIN)/python -m mkdocs build --strict
 
 clean: ## remove .venv and what the demos wrote
 	rm -rf $(VENV) work_dirs/demo_* work_dirs/benchmark data/motion data/small_objects data/rooms

@@ -18,10 +18,11 @@ def test_python_runs(capsys):
         exec(compile(block, "README.md", "exec"), names)
     lines = iter(capsys.readouterr().out.splitlines())
     assert any(line.startswith("The whole network keeps") for line in lines)
-    kept, error, plan, *_ = lines
-    assert int(kept) > 0
-    assert float(error) == 0
-    assert plan.endswith("GB of 0.050 GB: fits.")
+    assert any(line.endswith("GB of 0.050 GB: fits.") for line in lines)
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) < 250
 
 
 def test_config_entries_register_the_hook():

@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ..coefficients import DEFAULT_BETA
-from ..conversion import convert, set_reversible
+from ..conversion import chains, convert, set_reversible
 from ..conversion.mlps import slice_mlps
 
 __all__ = ["Dr2NetBackbone"]
@@ -24,6 +24,7 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
     beta: float = DEFAULT_BETA,
     arithmetic: str = "exact",
     reversible: bool = True,
+    checkpointed: bool = False,
     mlp_tokens: int | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -34,6 +35,8 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
         alpha, beta, arithmetic: as in ``dr2net.convert``: α is 1 − β unless it is given. (1, 0) is
             the backbone itself.
         reversible: False stores activations, with the same equations and gradients.
+        checkpointed: blocks whose activations are stored (β = 0, ``reversible=False``) are
+            checkpointed, by ``torch.utils.checkpoint``: in backbones without ``with_cp`` as well.
         mlp_tokens: MLPs train over slices of so many tokens, of all samples together:
             ``dr2net.slice_mlps``.
         options: ``keep``, ``on_mismatch``, ``blocks`` (for a backbone without an adapter) and
@@ -42,5 +45,7 @@ def Dr2NetBackbone(  # noqa: N802  (a type name to those who write configs)
     """
     model = convert(MODELS.build(backbone), alpha, beta, arithmetic, **options)
     set_reversible(model, reversible)
+    for chain in chains(model):
+        chain.checkpoints |= checkpointed
     slice_mlps(model, mlp_tokens)
     return model

@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 
 import dr2net
 import dr2net.openmmlab.mended  # registers Dr2NetBackbone, and makes backbones importable
+from dr2net.diagnostics import bytes_kept
 from tests.toy import assert_same_bits, gradients
 
 VIT = {
@@ -179,6 +180,14 @@ def test_options_reach_conversion():
     (chain,) = dr2net.chains(model)
     assert (chain.arithmetic, chain.reversible) == ("float", False)
     assert chain.branches[0].__name__ == "attention_fused"
+
+
+def test_checkpointed_blocks_keep_less_and_have_the_same_bits_where_activations_are_stored():
+    plain, model = (build(alpha=1, beta=0, checkpointed=flag).train() for flag in (False, True))
+    model.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 4, 32, 32, requires_grad=True)
+    assert_same_bits(gradients(plain, x), gradients(model, x))
+    assert bytes_kept(lambda: model(x)) < bytes_kept(lambda: plain(x)) / 2
 
 
 @pytest.mark.parametrize(

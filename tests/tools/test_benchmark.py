@@ -12,7 +12,7 @@ import dr2net
 from tools import benchmark
 from tools.benchmarks import depths, gradient_error, methods, peak_anatomy, scaling
 from tools.benchmarks.candidates import share_weights
-from tools.benchmarks.methods import CHECKPOINT, METHODS, compiled, methods_for
+from tools.benchmarks.methods import METHODS, compiled, methods_for
 from tools.benchmarks.networks import VITS, build, input_shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,9 +284,9 @@ class TestDepths:
         result = json.loads((tmp_path / "depths.json").read_text())
         assert (tmp_path / "depths.png").read_bytes().startswith(b"\x89PNG")
         rows = {row["method"]: row for row in result["rows"]}
-        # A forward more, of all but the stem and the head.
-        assert 1.3 < float(rows["checkpoint, every block"]["work"]) < 4 / 3
-        assert rows["Dr²Net, exact (7/8, 1/8)"]["work"] == rows["checkpoint, every block"]["work"]
+        # A forward more, of all but the stem and the head; PyTorch's checkpoint stops it early.
+        again = float(rows["Dr²Net, exact (7/8, 1/8)"]["work"])
+        assert 1 < float(rows["checkpoint, every block"]["work"]) < again < 4 / 3
         assert rows["conventional"]["work"] == "1.00"
         for name, bits in (("Dr²Net, exact (7/8, 1/8)", 3), ("Dr²Net, exact (1/2, 1/2)", 1)):
             assert rows[name]["bits"] == str(bits)
@@ -295,7 +295,8 @@ class TestDepths:
         best = min(
             found[name]["peak"]
             for name in depths.OTHERS
-            if "bfloat16" not in name and work[name] <= work[CHECKPOINT] * 1.01
+            if "bfloat16" not in name
+            and work[name] <= work["Dr²Net, exact (7/8, 1/8)"] * (1 + depths.TOLERANCE)
         )
         share = found["Dr²Net, exact (7/8, 1/8)"]["peak"] / best
         shares = rows["Dr²Net, exact (7/8, 1/8)"]["/ best"]

@@ -87,6 +87,7 @@ def test_mmdetection_s_retinanet(tmp_path):
         f"train_dataloader.dataset.ann_file={tmp_path / 'train.json'}",
         f"train_dataloader.dataset.data_prefix.img={tmp_path / 'images'}",
         "train_dataloader.dataset.metainfo.classes=(person,)",
+        "model.bbox_head.num_classes=1",
         "train_cfg.max_epochs=1",
         *LOADER,
     ]

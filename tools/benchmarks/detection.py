@@ -173,9 +173,7 @@ def main() -> None:
             {
                 "title": f"A training step of {arguments.network}, {arguments.images} image(s) a "
                 f"batch, {precision}: all of the detector.",
-                **origin(
-                    "tools/benchmarks/detection.py", ["onedl-mmdetection"], arguments.device
-                ),
+                **origin("tools/benchmarks/detection.py", ["onedl-mmdetection"], arguments.device),
                 "columns": list(rows[0]),
                 "rows": rows,
                 "notes": notes(

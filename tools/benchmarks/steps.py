@@ -69,9 +69,7 @@ def cells(steps: dict[str, Step], reference: str, checkpointed: str) -> dict[str
     of_reference, of_checkpointed = steps[reference], steps[checkpointed]
     found = {}
     for way, step in steps.items():
-        ratios = [
-            a / b for a, b in zip(step.seconds, of_checkpointed.seconds, strict=True)
-        ]
+        ratios = [a / b for a, b in zip(step.seconds, of_checkpointed.seconds, strict=True)]
         found[way] = {
             "way": way,
             "kept MB": f"{step.kept / 1e6:,.0f}",

@@ -1,13 +1,11 @@
-"""Finetune a tiny pretrained detector on small objects three ways: "make demo-detection".
+"""Finetune a tiny pretrained detector on small objects in several ways: "make demo-detection".
 
     python tools/demos/detection.py                      # writes to work_dirs/demo_detection
-    python tools/demos/detection.py --results results    # as committed
+    python tools/demos/detection.py --results results --seeds 5    # as committed
 
 Writes images of small objects (small_object_images.py), pretrains conventionally on one part of
-them and finetunes on the other: conventionally, as earlier reversible networks do ((0, 1) from the
-first step) and as a Dr²Net, each with several seeds, by tools/train.py and configs/detection/demo.
-A run that was cut short is resumed and a finished one is kept, until code, settings or versions
-change.
+them and finetunes on the other in the ways of ways.py, by tools/train.py and
+configs/detection/demo.
 """
 
 import sys
@@ -18,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 import tasks.detection  # noqa: F401  # isort: skip - mends mmcv, which mmdet imports
 
-from tools.demos import detection_picture, three_ways
+from tools.demos import detection_picture, ways
 from tools.demos.small_object_images import write_data_set
 from tools.demos.training_runs import last_checkpoint
 
@@ -31,44 +29,38 @@ def data_settings(folder: Path) -> dict[str, str]:
         "train_dataloader.dataset.dataset.data_root": str(folder),
         "val_dataloader.dataset.data_root": str(folder),
         "val_evaluator.ann_file": str(folder / "val.json"),
+        "test_dataloader.dataset.data_root": str(folder),
+        "test_evaluator.ann_file": str(folder / "val.json"),
     }
 
 
-def draw(path: Path, curves: three_ways.Curves, runs: Path, data: Path) -> None:
-    """Write the picture of loss, AP, coefficients, and what the first Dr²Net finds."""
-    config = DEMO.ways["Dr²Net"]
-    checkpoint = last_checkpoint(runs / f"{config.stem}_seed0")
+def draw(path: Path, result: dict, runs: Path, data: Path) -> None:
+    """Write the picture of memory, loss, AP, and what the first held Dr²Net finds."""
+    config = DEMO.ways[ways.HELD]
+    checkpoint = last_checkpoint(ways.work_folder(runs, config, 0))
     settings = data_settings(data / "finetune")
-    detection_picture.draw(path, curves, config, settings, checkpoint)
+    detection_picture.draw(path, result, config, settings, checkpoint)
 
 
-DEMO = three_ways.Demo(
+DEMO = ways.Demo(
     name="detection",
     data=Path("data/small_objects"),
-    title="A tiny Swin detector, pretrained on shapes and finetuned on others, three ways.",
+    title="A tiny Swin detector, pretrained on shapes and finetuned on others.",
     notes=(
         "AP (COCO's, and of objects up to 32² px) is the mean over seeds (lowest to highest) on "
-        "whole images of 1024 × 1024 px that were not trained on, after the last epoch. Memory is "
-        "what autograd keeps from forward to backward of one training step of 4 tiles of 256 × 256 "
-        "px: by the whole model, by its backbone, and by the backbone's blocks alone per element "
-        "of their streams. The gradient error is the relative L2 difference from the gradients of "
-        "the same equations with activations stored. Seconds are medians of steps in which the "
-        "networks took turns. Where α and β move, figures are given at both ends."
+        "whole images of 1024 × 1024 px that were not trained on, after the last epoch. A "
+        "training step is of 2 tiles of 256 × 256 px."
     ),
     packages=("torch", "onedl-mmengine", "onedl-mmdetection", "pycocotools"),
     write_data=write_data_set,
     settings=data_settings,
     pretraining=CONFIGS / "pretrain_retinanet_small_objects.py",
-    ways={
-        "conventional": CONFIGS / "conventional_retinanet_small_objects.py",
-        "previous reversible": CONFIGS / "previous_reversible_retinanet_small_objects.py",
-        "Dr²Net": CONFIGS / "dr2net_retinanet_small_objects.py",
-    },
+    ways=ways.config_files(CONFIGS, "retinanet_small_objects"),
     figures={"AP (%)": "AP", "AP_S (%)": "AP_S"},
     columns=(
+        "peak of a step (MB)",
         "kept, model (MB)",
         "kept, backbone (MB)",
-        "kept, blocks (bytes per element)",
         "seconds per step",
         "gradient error",
     ),
@@ -85,4 +77,4 @@ DEMO = three_ways.Demo(
 )
 
 if __name__ == "__main__":
-    three_ways.main(DEMO)
+    ways.main(DEMO)

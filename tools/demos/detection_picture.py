@@ -1,4 +1,4 @@
-"""The detection demo's picture: the curves, and what a finetuned network finds in a test image."""
+"""The detection demo's picture: memory and curves, and what a network finds in a test image."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from tasks.detection.pictures import class_colors
-from tools.demos.picture import draw_curves, save
+from tools.demos.picture import count_panels, draw_panels, save
 
 SCORE = 0.4  # of the detections that are drawn
 ZOOM = (340, 340, 684, 684)  # x1, y1, x2, y2 in pixels: where the tiles meet
@@ -24,7 +24,7 @@ ZOOM = (340, 340, 684, 684)  # x1, y1, x2, y2 in pixels: where the tiles meet
 
 def draw(
     path: Path,
-    curves: dict[str, list[dict]],
+    result: dict,
     config: Path,
     settings: dict[str, str],
     checkpoint: Path,
@@ -33,19 +33,19 @@ def draw(
 
     Args:
         path: The file.
-        curves: As for ``picture.draw_curves``.
+        result: As for ``picture.draw_panels``.
         config: Config file of the network that detects.
         settings: What is changed of the config.
         checkpoint: Its finetuned weights.
     """
     classes, sample = detect(config, settings, checkpoint)
-    figure = plt.figure(figsize=(12, 10), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(3.8, 6.2))
-    draw_curves(
-        above.subplots(1, 3),
-        curves,
+    figure = plt.figure(figsize=(13, 11), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(4.6, 6.4))
+    draw_panels(
+        above.subplots(1, count_panels(result)),
+        result,
         "AP",
-        title="Detection in images not trained on",
+        title="Images not trained on",
         label="AP (%)",
         loss_label="focal + L1",
     )

@@ -31,8 +31,8 @@ DIRECTIONS = ("right", "down", "left", "up")
 # Quarter turns to the right between the halves of a clip.
 TURNS = {"pretrain": (0, 1), "finetune": (2, 3)}
 CLIPS_PER_CLASS = {
-    "pretrain": {"train": 250, "val": 30},
-    "finetune": {"train": 80, "val": 60},
+    "pretrain": {"train": 300, "val": 30},
+    "finetune": {"train": 20, "val": 60},
 }
 SEED = 0
 

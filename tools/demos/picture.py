@@ -1,4 +1,4 @@
-"""The demos' picture: loss, a validated figure and coefficients of every way, over the epochs."""
+"""The demos' picture: what every way reaches against its memory, and curves of the trainings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,22 +11,34 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; lines differ in style as well.
-STYLES = [("#0072B2", "-"), ("#E69F00", "--"), ("#009E73", "-.")]
+# Okabe and Ito's colours, which colour-blind readers can tell apart; lines and markers differ in
+# style as well.
+STYLES = [
+    ("0.45", ":", "v"),
+    ("#0072B2", "-", "s"),
+    ("#56B4E9", "-", "D"),
+    ("#E69F00", "--", "^"),
+    ("#009E73", "-.", "o"),
+    ("#D55E00", "-", "o"),
+    ("#CC79A7", "-", "*"),
+]
 
 
-def draw(
-    path: Path, curves: dict[str, list[dict]], key: str, chance: float | None = None, **labels: str
-) -> None:
-    """Write a PNG file of three panels; the arguments are those of ``draw_curves``."""
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    draw_curves(panels, curves, key, chance, **labels)
+def draw(path: Path, result: dict, key: str, chance: float | None = None, **labels: str) -> None:
+    """Write a PNG file; the arguments are those of ``draw_panels``."""
+    figure = plt.figure(figsize=(13, 4.6), layout="constrained")
+    draw_panels(figure.subplots(1, count_panels(result)), result, key, chance, **labels)
     save(figure, path)
 
 
-def draw_curves(
+def count_panels(result: dict) -> int:
+    """Return how many panels ``draw_panels`` takes: two where ways were validated but once."""
+    return 3 if _is_validated_often(result) else 2
+
+
+def draw_panels(
     panels: Sequence[Axes],
-    curves: dict[str, list[dict]],
+    result: dict,
     key: str,
     chance: float | None = None,
     *,
@@ -34,51 +46,68 @@ def draw_curves(
     label: str,
     loss_label: str,
 ) -> None:
-    """Draw the curves of ``training_runs.read_curves``, one list of seeds for each way.
+    """Draw the figure against the peak memory of a step, the loss, and the figure over the epochs.
+
+    A legend below the figure that holds the panels names the ways.
 
     Args:
-        panels: Take the loss, the figure and the coefficients.
-        curves: By the way's name, in the order of the legend; three at most.
-        key: The figure's name in the curves; it is between 0 and 1 and drawn in per cent.
+        panels: As many as ``count_panels`` says.
+        result: ``figures`` by way, in the order of the legend, ``measured`` and ``curves``; a way
+            whose curves have not as many seeds as its figures is drawn in the first panel alone.
+        key: The figure's name; it is between 0 and 1 and drawn in per cent.
         chance: The figure of guessing, from 0 to 1.
-        title: Title of the figure's panel.
+        title: Title of the figure's panels.
         label: Label of the figure's axis.
         loss_label: Label of the loss's axis.
     """
-    loss, figure, coefficients = panels
-    epochs = max(seeds[0]["epoch"][-1] for seeds in curves.values())
-    validated_once = all(len(seeds[0]["epoch"]) == 1 for seeds in curves.values())
-    for (name, seeds), (colour, line) in zip(curves.items(), STYLES, strict=False):
-        style = {"color": colour, "linestyle": line, "label": name, "linewidth": 2}
+    memory, loss, *over_epochs = panels
+    for (name, reached), (colour, line, marker) in zip(
+        result["figures"].items(), STYLES, strict=False
+    ):
+        values = 100 * np.array(reached[key])
+        peak = max(found["peak_bytes"] for found in result["measured"][name]) / 1e6
+        mean = values.mean()
+        size = 11 if marker == "*" else 8
+        memory.errorbar(
+            peak,
+            mean,
+            [[mean - values.min()], [values.max() - mean]],
+            color=colour,
+            marker=marker,
+            markersize=size,
+            markeredgecolor="white",
+            capsize=3,
+            linestyle="none",
+            label=name,
+        )
+        seeds = result["curves"].get(name, [])
+        if len(seeds) != len(values):
+            continue
+        style = {"color": colour, "linestyle": line, "linewidth": 2}
+        epochs = seeds[0]["epoch"][-1]
         steps = np.array(seeds[0]["iter"]) * epochs / seeds[0]["iter"][-1]
         _draw_seeds(loss, steps, seeds, "loss", 1, style)
-        if not validated_once:
-            validated = np.array(seeds[0]["epoch"])
-            _draw_seeds(figure, validated, seeds, key, 100, style | {"marker": "o"})
-        if "alpha" in seeds[0]:
-            for coefficient, symbol, dashes in (("alpha", "α", "-"), ("beta", "β", ":")):
-                values = seeds[0][coefficient]
-                text = f"{symbol} of {name}"
-                coefficients.plot(steps, values, dashes, color=colour, label=text, lw=2)
-    if chance is not None:
-        figure.axhline(100 * chance, color="0.5", linewidth=1)
-        figure.annotate(
-            "chance", (0, 100 * chance), color="0.4", xytext=(2, 3), textcoords="offset points"
-        )
-    for panel, heading, axis in (
-        (loss, "Training loss", loss_label),
-        (figure, title, label),
-        (coefficients, "Coefficients", "value"),
-    ):
-        panel.set(title=heading, xlabel="epoch", ylabel=axis, xlim=(0, epochs))
+        for panel in over_epochs:
+            validated = style | {"marker": marker, "markersize": 4}
+            _draw_seeds(panel, np.array(seeds[0]["epoch"]), seeds, key, 100, validated)
+    memory.set(title=title, xlabel="peak of a training step (MB)", ylabel=label)
+    memory.set_xlim(left=0)
+    loss.set(title="Training loss", xlabel="epoch", ylabel=loss_label)
+    loss.set_xlim(left=0)
+    loss.set_ylim(bottom=0)
+    for panel in over_epochs:
+        panel.set(title=title, xlabel="epoch", ylabel=label, ylim=(0, 100))
+        panel.set_xlim(left=0)
+        if chance is not None:
+            panel.axhline(100 * chance, color="0.5", linewidth=1)
+            panel.annotate(
+                "chance", (1, 100 * chance), color="0.4", xytext=(2, 3), textcoords="offset points"
+            )
+    for panel in panels:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        if panel.get_legend_handles_labels()[0]:
-            panel.legend(frameon=False)
-    loss.set_ylim(bottom=0)
-    figure.set_ylim(0, 100)
-    if validated_once:
-        _draw_ends(figure, curves, key)
+    handles, names = memory.get_legend_handles_labels()
+    memory.figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -90,16 +119,8 @@ def save(figure: Figure, path: Path) -> None:
     partial.replace(path)
 
 
-def _draw_ends(panel: Axes, curves: dict[str, list[dict]], key: str) -> None:
-    """Draw each seed's one figure as a point over its way's name, and their mean as a line."""
-    for place, (seeds, (colour, _)) in enumerate(zip(curves.values(), STYLES, strict=False)):
-        values = [100 * seed[key][0] for seed in seeds]
-        panel.plot([place] * len(values), values, "o", color=colour, alpha=0.6)
-        panel.hlines(np.mean(values), place - 0.2, place + 0.2, color=colour, linewidth=2)
-    panel.set(xlabel="", xlim=(-0.5, len(curves) - 0.5), ylim=(None, None))
-    panel.set_xticks(range(len(curves)), [name.replace(" ", "\n") for name in curves])
-    panel.autoscale(axis="y")
-    panel.margins(y=0.3)
+def _is_validated_often(result: dict) -> bool:
+    return any(len(seeds[0]["epoch"]) > 1 for seeds in result["curves"].values())
 
 
 def _draw_seeds(

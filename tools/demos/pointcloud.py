@@ -1,14 +1,12 @@
-"""Finetune a tiny pretrained PointViT on rooms three ways, and compare: "make demo-pointcloud".
+"""Finetune a tiny pretrained PointViT on rooms in several ways: "make demo-pointcloud".
 
     python tools/demos/pointcloud.py                      # writes to work_dirs/demo_pointcloud
-    python tools/demos/pointcloud.py --results results    # as committed
+    python tools/demos/pointcloud.py --results results --seeds 5    # as committed
 
 Writes furnished rooms in S3DIS's raw layout (tools/demos/furnished_rooms.py), converts them
-(tools/prepare_pointcloud.py), pretrains conventionally on homes and finetunes on offices:
-conventionally, as earlier reversible networks do ((0, 1) from the first step) and as a Dr²Net, each
-with several seeds, by tools/train.py and configs/pointcloud/demo. Areas 1, 2, 3, 4 and 6 are for
-training, Area 5 is for tests at full resolution. A run that was cut short is resumed and a finished
-one is kept, until code, settings or versions change.
+(tools/prepare_pointcloud.py), pretrains conventionally on homes and finetunes on offices in the
+ways of ways.py, by tools/train.py and configs/pointcloud/demo. Areas 1, 2, 3, 4 and 6 of the homes
+and Area 1 of the offices are for training, Area 5 is for tests at full resolution.
 """
 
 import sys
@@ -18,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tools import prepare_pointcloud
-from tools.demos import pointcloud_picture, three_ways
+from tools.demos import pointcloud_picture, ways
 from tools.demos.furnished_rooms import write_rooms
 from tools.demos.training_runs import last_checkpoint
 
@@ -41,42 +39,34 @@ def data_settings(folder: Path) -> dict[str, str]:
     return {f"{part}_dataloader.dataset.data_root": str(folder / "rooms") for part in loaders}
 
 
-def draw(path: Path, curves: three_ways.Curves, runs: Path, data: Path) -> None:
-    """Write the picture of loss, mIoU, coefficients, and a room as the first Dr²Net sees it."""
-    config = DEMO.ways["Dr²Net"]
-    checkpoint = last_checkpoint(runs / f"{config.stem}_seed0")
+def draw(path: Path, result: dict, runs: Path, data: Path) -> None:
+    """Write the picture of memory, loss, mIoU, and a room as the first held Dr²Net sees it."""
+    config = DEMO.ways[ways.HELD]
+    checkpoint = last_checkpoint(ways.work_folder(runs, config, 0))
     settings = data_settings(data / "finetune")
-    pointcloud_picture.draw(path, curves, config, settings, checkpoint)
+    pointcloud_picture.draw(path, result, config, settings, checkpoint)
 
 
-DEMO = three_ways.Demo(
+DEMO = ways.Demo(
     name="pointcloud",
     data=Path("data/rooms"),
-    title="A tiny PointViT, pretrained on homes and finetuned on offices, three ways.",
+    title="A tiny PointViT, pretrained on homes and finetuned on offices.",
     notes=(
         "mIoU, mAcc and OA of the 13 classes are means over seeds (lowest to highest) of a test "
         "after the last epoch on Area 5, which was not trained on, at full resolution: every "
-        "original point is predicted, by voting. Memory is what autograd keeps from forward to "
-        "backward of one training step of 8 crops of 1,024 points: by the whole model, by its "
-        "backbone, and by the backbone's blocks alone per element of their stream. The gradient "
-        "error is the relative L2 difference from the gradients of the same equations with "
-        "activations stored. Seconds are medians of steps in which the networks took turns. Where "
-        "α and β move, figures are given at both ends."
+        "original point is predicted, by voting. A training step is of 8 crops of 1,024 "
+        "points."
     ),
     packages=("torch", "onedl-mmengine", "timm", "open3d"),
     write_data=write_data,
     settings=data_settings,
     pretraining=CONFIGS / "pretrain_point_vit_tiny_rooms.py",
-    ways={
-        "conventional": CONFIGS / "conventional_point_vit_tiny_rooms.py",
-        "previous reversible": CONFIGS / "previous_reversible_point_vit_tiny_rooms.py",
-        "Dr²Net": CONFIGS / "dr2net_point_vit_tiny_rooms.py",
-    },
+    ways=ways.config_files(CONFIGS, "point_vit_tiny_rooms"),
     figures={"mIoU (%)": "mIoU", "mAcc (%)": "mAcc", "OA (%)": "OA"},
     columns=(
+        "peak of a step (MB)",
         "kept, model (MB)",
         "kept, backbone (MB)",
-        "kept, blocks (bytes per element)",
         "seconds per step",
         "gradient error",
     ),
@@ -91,4 +81,4 @@ DEMO = three_ways.Demo(
 )
 
 if __name__ == "__main__":
-    three_ways.main(DEMO)
+    ways.main(DEMO)

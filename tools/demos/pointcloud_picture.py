@@ -1,4 +1,4 @@
-"""The point cloud demo's picture: the curves, and a test room as a finetuned network sees it."""
+"""The point cloud demo's picture: memory and curves, and a test room as a network sees it."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +13,14 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from tasks.pointcloud.pictures import draw_room
-from tools.demos.picture import draw_curves, save
+from tools.demos.picture import count_panels, draw_panels, save
 
-WIDTH = 12.0  # inches
+WIDTH = 13.0  # inches
 
 
 def draw(
     path: Path,
-    curves: dict[str, list[dict]],
+    result: dict,
     config: Path,
     settings: dict[str, str],
     checkpoint: Path,
@@ -29,18 +29,18 @@ def draw(
 
     Args:
         path: The file.
-        curves: As for ``picture.draw_curves``.
+        result: As for ``picture.draw_panels``.
         config: Config file of the network that segments.
         settings: What is changed of the config.
         checkpoint: Its finetuned weights.
     """
     room = picture_of_room(config, settings, checkpoint)
-    above, below = 3.8, WIDTH * room.shape[0] / room.shape[1]
+    above, below = 4.6, WIDTH * room.shape[0] / room.shape[1]
     figure = plt.figure(figsize=(WIDTH, above + below), layout="constrained")
     parts = figure.subfigures(2, 1, height_ratios=(above, below))
-    draw_curves(
-        parts[0].subplots(1, 3),
-        curves,
+    draw_panels(
+        parts[0].subplots(1, count_panels(result)),
+        result,
         "mIoU",
         title="Rooms not trained on, every point",
         label="mIoU (%)",

@@ -29,7 +29,7 @@ SCRATCHES = SMUDGES = 40  # in an image
 SIZES = (8, 48)  # pixels of the longer side of a box
 IMAGES = {
     "pretrain": {"train": 24, "val": 4},
-    "finetune": {"train": 8, "val": 8},
+    "finetune": {"train": 2, "val": 4},
 }
 # Mean colours, RGB.
 GROUNDS = {"pretrain": (130, 105, 80), "finetune": (80, 105, 115)}

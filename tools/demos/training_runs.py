@@ -101,11 +101,46 @@ def finish(run: Run, folder: Path, threads: int, lock: int) -> dict[str, list]:
     return curves
 
 
+def finish_test(run: Run, folder: Path, weights: Path, lock: int) -> dict[str, float]:
+    """Test ``weights`` in the network of ``run``, or keep what was found; return the figures.
+
+    Args:
+        run: Whose config and settings the test has.
+        folder: Its work folder.
+        weights: The checkpoint.
+        lock: The descriptor of ``locked``.
+
+    Returns:
+        Each figure by what its name is after the last "/".
+
+    Raises:
+        TrainingError: The test failed; the error shows the end of its log.
+    """
+    finished = folder / "figures.json"
+    if finished.is_file():
+        return json.loads(finished.read_text())
+    _run_tool("test.py", run, folder, [weights], 1, lock)
+    *_, newest = sorted(folder.glob("*/*.json"))  # named by the time
+    logged = json.loads(newest.read_text())
+    figures = {
+        name.rpartition("/")[2]: value for name, value in logged.items() if name not in NOT_A_FIGURE
+    }
+    write_json(finished, figures)
+    return figures
+
+
 def _train(run: Run, folder: Path, threads: int, lock: int) -> None:
+    _run_tool("train.py", run, folder, ["--seed", str(run.seed), "--resume"], threads, lock)
+
+
+def _run_tool(
+    tool: str, run: Run, folder: Path, options: list[str | Path], threads: int, lock: int
+) -> None:
+    """Run a script of tools/ with a run's config and settings, its output in ``tool``'s log."""
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "train.log"
-    command = [sys.executable, ROOT / "tools/train.py", run.config, "--work-dir", folder]
-    command += ["--seed", str(run.seed), "--resume", "--cfg-options"]
+    log = folder / tool.replace(".py", ".log")
+    command = [sys.executable, ROOT / "tools" / tool, run.config, *options]
+    command += ["--work-dir", folder, "--cfg-options"]
     command += [f"{name}={value}" for name, value in run.settings.items()]
     with log.open("w") as output:
         done = subprocess.run(

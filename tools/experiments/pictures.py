@@ -19,6 +19,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from tools.experiments.costs import whole_step
 from tools.experiments.tables import half_width
@@ -48,41 +49,63 @@ def kind_of(way: Way) -> str | None:
 
 
 def draw_study(axes: Axes, study: dict, costs: dict) -> None:
-    """Draw one study's ways: mean and interval over seeds, against the whole step's bytes."""
+    """Draw one study's ways: mean and interval over seeds, against the whole step's bytes.
+
+    Ways that end with the weights of another, as checkpointing does, have its accuracy.
+    """
     rates = {row["finetuning"]: float(row["learning rate"]) for row in study["rows"]}
-    for way, rate in rates.items():
-        kind = kind_of(WAYS[way])
-        if kind is None or way not in costs:
+    labels = []
+    for way in WAYS:
+        kind, like = kind_of(WAYS[way]), WAYS[way].same_as or way
+        if kind is None or way not in costs or like not in rates:
             continue
-        runs = [run for run in study["runs"] if (run["way"], run["rate"]) == (way, rate)]
+        x = whole_step(costs[way]) / 1e6
+        runs = [run for run in study["runs"] if (run["way"], run["rate"]) == (like, rates[like])]
         figures = {kind: "test"}
         if kind == "Dr²Net held on the line":
             figures["the same, as the plain network"] = "plain"
         for label, key in figures.items():
             values = [run[key] for run in runs]
-            error = half_width(values) if len(values) > 1 else None
             axes.errorbar(
-                whole_step(costs[way]) / 1e6,
+                x * (1 if key == "test" else 1.02),  # beside each other
                 np.mean(values),
-                error,
+                half_width(values) if len(values) > 1 else None,
                 fmt="o" if key == "test" else "s",
-                markersize=5 if key == "test" else 4,
+                markersize=5,
                 capsize=2,
+                linewidth=0.8,
                 color=COLOURS[label],
                 label=label,
-                alpha=0.9,
             )
-        axes.annotate(
-            way,
-            (whole_step(costs[way]) / 1e6, np.mean([run["test"] for run in runs])),
-            textcoords="offset points",
-            xytext=(6, 3),
-            fontsize=6,
-        )
+        labels.append((float(np.mean([run["test"] for run in runs])), x, way))
+    _write_apart(axes, labels)
     axes.set_title(study["title"].removesuffix(", every way of finetuning."), fontsize=9)
+    axes.set_xscale("log")
+    axes.set_xticks([100, 200, 500, 1000, 2000], ["100", "200", "500", "1,000", "2,000"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.25)
     axes.set_xlabel("memory of a step, weights and optimizer included (MB)")
     axes.set_ylabel("top-1 (%)")
     axes.grid(alpha=0.3)
+
+
+def _write_apart(axes: Axes, labels: list[tuple[float, float, str]]) -> None:
+    """Write names beside (y, x) of their points, those of neighbours above each other."""
+    low, high = axes.get_ylim()
+    gap, written = 0.03 * (high - low), []
+    for y, x, text in sorted(labels):
+        near = [at for at, other in written if max(x, other) / min(x, other) < 1.5]
+        at = max([y, *(other + gap for other in near if other > y - gap)])
+        written.append((at, x))
+        axes.annotate(
+            text,
+            (x, y),
+            (x / 1.06 if text.startswith("LoRA") else x * 1.06, at),
+            fontsize=7,
+            va="center",
+            ha="right" if text.startswith("LoRA") else "left",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
+        )
 
 
 def main() -> None:

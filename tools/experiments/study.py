@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -47,15 +48,16 @@ def main() -> None:
     path = arguments.out / f"study_{arguments.study}.json"
     seeds = range(arguments.seeds)
     ways = [name for name in WAYS if not arguments.ways or any(t in name for t in arguments.ways)]
-    with locked(folder):
+    # The runs of a study that is under way can be looked at.
+    with nullcontext() if arguments.table else locked(folder):
         keep_recipe(folder, recipe)
         runs = read_runs(folder, path)
         if not arguments.table:
             run_all(recipe, folder, runs, ways, seeds, arguments.processes, arguments.device)
     check_twins(runs)
-    result = table_of(recipe, runs, {way: best_rate(runs, way, seeds) for way in WAYS}) | origin(
-        "tools/experiments/study.py", ["timm", "peft"]
-    )
+    finished = [way for way in WAYS if not list(missing(runs, [way], seeds))]
+    rates = {way: best_rate(runs, way, seeds) for way in finished}
+    result = table_of(recipe, runs, rates) | origin("tools/experiments/study.py", ["timm", "peft"])
     write_json(path, {**result, "recipe": described(recipe), "runs": runs})
     print(markdown_table(result["columns"], result["rows"]))
 

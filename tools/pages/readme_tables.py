@@ -3,7 +3,10 @@
     python tools/pages/readme_tables.py           # write them
     python tools/pages/readme_tables.py --check   # exit with 1 where documents and files disagree
 
-A table stands between two comments, ``<!-- table: results/NAME.json -->`` and ``<!-- end -->``.
+A table stands between two comments, ``<!-- table: results/NAME.json -->`` and ``<!-- end -->``. The
+first may choose: ``<!-- table: results/NAME.json rows="one; another" columns="method; s/step" -->``
+draws those rows, by their first column, and those columns, in that order and without the notes of
+the whole table.
 """
 
 import argparse
@@ -17,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 from tools.result_files import markdown_table
 
-MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CHOICE = r'(?: rows="([^"]*)")?(?: columns="([^"]*)")?'
+MARKED = re.compile(rf"(<!-- table: (\S+){CHOICE} -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def documents() -> list[Path]:
@@ -30,18 +34,43 @@ def draw_tables(text: str, root: Path) -> str:
 
     Raises:
         FileNotFoundError: A result file that ``text`` names does not exist.
+        ValueError: A mark is not of the form above, or chooses what its result file does not have.
     """
-    return MARKED.sub(lambda found: found[1] + _describe(root / found[2]) + found[3], text)
+    marks = text.count("<!-- table: ")
+    if marks != len(MARKED.findall(text)):
+        raise ValueError(
+            f"{marks} marks of tables, {len(MARKED.findall(text))} understood: write <!-- table: "
+            'results/NAME.json rows="one; another" columns="one; another" --> (rows, columns or '
+            "both left out) and <!-- end --> after it."
+        )
+    return MARKED.sub(
+        lambda found: found[1] + _describe(root / found[2], found[3], found[4]) + found[5], text
+    )
 
 
-def _describe(path: Path) -> str:
+def _describe(path: Path, chosen_rows: str | None, chosen_columns: str | None) -> str:
     result = json.loads(path.read_text(encoding="utf-8"))
+    columns, rows, notes = result["columns"], result["rows"], f"{result['notes']}\n\n"
+    if chosen_rows is not None:
+        named = {row[columns[0]]: row for row in rows}
+        rows = [named[name] for name in _choose(chosen_rows, list(named), f"row of {path.name}")]
+    if chosen_columns is not None:
+        columns = _choose(chosen_columns, columns, f"column of {path.name}")
+    if rows is not result["rows"] or columns is not result["columns"]:
+        notes = ""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
-        f"{result['title']}\n\n{markdown_table(result['columns'], result['rows'])}\n\n"
-        f"{result['notes']}\n\n"
+        f"{result['title']}\n\n{markdown_table(columns, rows)}\n\n{notes}"
         f"`{result['command']}`, {result['date']}, on {result['hardware']}; {versions}.\n"
     )
+
+
+def _choose(names: str, there: list[str], what: str) -> list[str]:
+    chosen = names.split("; ")
+    for name in chosen:
+        if name not in there:
+            raise ValueError(f"{name!r} is no {what}, which has {'; '.join(there)}.")
+    return chosen
 
 
 def main() -> None:

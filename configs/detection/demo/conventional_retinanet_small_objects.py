@@ -24,13 +24,14 @@ model = dict(
 data_root = "data/small_objects/finetune"
 metainfo = dict(classes=("ring", "cross", "corner", "crescent"))
 images = dict(metainfo=metainfo, data_root=data_root)
-train_dataloader = dict(dataset=dict(dataset=images))
+# Of two images, in steps of two tiles.
+train_dataloader = dict(batch_size=2, dataset=dict(dataset=images))
 val_dataloader = dict(dataset=images)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f"{data_root}/val.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=5, val_interval=5)
+train_cfg = dict(max_epochs=4, val_interval=4)
 
 # What "make demo-detection" keeps of the pretrained network: everything but the layer that says
 # which class it is.

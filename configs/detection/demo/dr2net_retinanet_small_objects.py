@@ -10,7 +10,7 @@ _base_ = "./conventional_retinanet_small_objects.py"
 
 model = dict(detector=dict(backbone=dict(alpha=1.0, beta=0.1, arithmetic="exact")))
 
-# Over the first 20 of 250 iterations.
+# Over the first 20 of 100 iterations.
 default_hooks = dict(
     coefficients=dict(
         type="CoefficientScheduleHook",

@@ -22,11 +22,12 @@ model = dict(
 )
 
 data_root = "data/rooms/finetune/rooms"
-train_dataloader = dict(dataset=dict(data_root=data_root))
+# Four rooms.
+train_dataloader = dict(dataset=dict(data_root=data_root, areas=[1], loop=32))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = dict(dataset=dict(data_root=data_root))
 
-train_cfg = dict(max_epochs=10, val_interval=2)
+train_cfg = dict(max_epochs=6, val_interval=3)
 
 # What "make demo-pointcloud" keeps of the pretrained network: everything but the layer that says
 # which class it is, and the norm before it.

@@ -23,7 +23,7 @@ model = dict(
     segmentor=dict(
         backbone=dict(
             embed_dims=64,
-            depth=8,
+            depth=12,
             num_heads=4,
             drop_path_rate=0.0,
             group_size=8,
@@ -64,7 +64,7 @@ val_dataloader = dict(
 )
 test_dataloader = dict(in_process, dataset=dict(data_root=data_root))
 
-train_cfg = dict(max_epochs=10, val_begin=1, val_interval=5)
+train_cfg = dict(max_epochs=20, val_begin=1, val_interval=10)
 optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=1))
 auto_scale_lr = dict(enable=False)
 one_epoch = dict(by_epoch=True, begin=0, end=1, convert_to_iter_based=True)

@@ -20,7 +20,7 @@ model = dict(
         img_size=32,
         patch_size=8,
         embed_dims=96,
-        depth=8,
+        depth=12,
         num_heads=4,
         num_frames=8,
         drop_path_rate=0.0,
@@ -72,7 +72,7 @@ train_cfg = dict(max_epochs=8, val_begin=1, val_interval=4)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
     # From random weights every layer learns at the same rate.
-    paramwise_cfg=dict(decay_rate=1.0, num_layers=8),
+    paramwise_cfg=dict(decay_rate=1.0, num_layers=12),
 )
 auto_scale_lr = dict(enable=False)
 one_epoch = dict(by_epoch=True, begin=0, end=1, convert_to_iter_based=True)

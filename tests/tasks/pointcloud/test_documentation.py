@@ -14,7 +14,8 @@ import tasks.pointcloud  # noqa: F401
 from tasks.pointcloud import transforms
 from tasks.pointcloud.class_names import CLASS_ORDERS
 from tests.rooms import write_converted
-from tools import furnished_rooms, prepare_pointcloud
+from tools import prepare_pointcloud
+from tools.demos import furnished_rooms
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/pointcloud.md").read_text(encoding="utf-8")
@@ -37,7 +38,7 @@ def test_command_names_what_exists(command):
 
 def test_the_rooms_for_tries_are_written_and_converted(tmp_path):
     with contextlib.chdir(tmp_path):
-        (arguments,) = words_of("furnished_rooms")
+        (arguments,) = words_of("demos/furnished_rooms")
         furnished_rooms.main([*arguments, "--rooms", "1", "--points", "500"])
         (arguments,) = [w for w in words_of("prepare_pointcloud") if "data/rooms" in w[0]]
         prepare_pointcloud.main([*arguments, "--workers", "1"])

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from tools.demos import pointcloud
+from tools.demos import pointcloud, ways
 from tools.demos.pointcloud import DEMO, write_data
 
 
@@ -49,7 +49,8 @@ def test_data_that_is_there_is_kept_and_that_of_other_settings_replaced(data, tm
 def test_training_and_testing_use_the_areas_of_the_protocol():
     for path in (DEMO.pretraining, *DEMO.ways.values()):
         config = Config.fromfile(path)
-        assert config.train_dataloader.dataset.areas == [1, 2, 3, 4, 6]
+        few = path != DEMO.pretraining
+        assert config.train_dataloader.dataset.areas == ([1] if few else [1, 2, 3, 4, 6])
         assert config.val_dataloader.dataset.areas == config.test_dataloader.dataset.areas == [5]
         # What makes a validation one of every original point.
         assert config.val_dataloader.dataset.pipeline == config.test_dataloader.dataset.pipeline
@@ -58,17 +59,21 @@ def test_training_and_testing_use_the_areas_of_the_protocol():
 
 
 def test_picture_has_the_curves_and_a_room(data, tmp_path):
-    config = Config.fromfile(DEMO.ways["Dr²Net"])
+    config = Config.fromfile(DEMO.ways[ways.HELD])
     with DefaultScope.overwrite_default_scope("mmengine"):
         checkpoint = tmp_path / "weights.pth"
         torch.save({"state_dict": MODELS.build(config.model).state_dict()}, checkpoint)
         runs = tmp_path / "runs"
-        (runs / "dr2net_point_vit_tiny_rooms_seed0").mkdir(parents=True)
-        pointer = runs / "dr2net_point_vit_tiny_rooms_seed0/last_checkpoint"
-        pointer.write_text(str(checkpoint))
+        folder = ways.work_folder(runs, DEMO.ways[ways.HELD], 0)
+        folder.mkdir(parents=True)
+        (folder / "last_checkpoint").write_text(str(checkpoint))
         curve = {"iter": [5, 10], "loss": [2.0, 1.0], "epoch": [1, 2], "mIoU": [0.2, 0.4]}
-        curves = {name: [curve | {"alpha": [1.0, 0.0], "beta": [0.1, 1.0]}] for name in DEMO.ways}
-        pointcloud.draw(tmp_path / "picture.png", curves, runs, data)
+        result = {
+            "figures": {name: {"mIoU": [0.4]} for name in DEMO.ways},
+            "measured": {name: [{"peak_bytes": 1e6}] for name in DEMO.ways},
+            "curves": {name: [curve] for name in DEMO.ways},
+        }
+        pointcloud.draw(tmp_path / "picture.png", result, runs, data)
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG"
         assert picture.height > picture.width / 2

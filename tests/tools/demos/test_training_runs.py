@@ -7,7 +7,14 @@ import sys
 import pytest
 
 from tools.demos import training_runs
-from tools.demos.training_runs import Run, TrainingError, finish, locked, read_curves
+from tools.demos.training_runs import (
+    Run,
+    TrainingError,
+    finish,
+    finish_test,
+    locked,
+    read_curves,
+)
 
 LOCK_AND_WAIT = """
 import subprocess, sys, time
@@ -85,6 +92,22 @@ def test_failed_training_shows_the_end_of_its_log(tmp_path):
         pytest.raises(TrainingError, match=r"(?s)broken: .*train.log ends"),
     ):
         finish(run, tmp_path / "work", 1, lock)
+
+
+def test_failed_test_shows_the_end_of_its_own_log(tmp_path):
+    run = Run("broken", tmp_path / "no_such_config.py", 0, {})
+    with (
+        locked(tmp_path) as lock,
+        pytest.raises(TrainingError, match=r"(?s)broken: .*test.log ends"),
+    ):
+        finish_test(run, tmp_path / "work", tmp_path / "weights.pth", lock)
+
+
+def test_finished_test_is_not_repeated(tmp_path):
+    (tmp_path / "figures.json").write_text('{"top1": 0.5}')
+    run = Run("done", tmp_path / "no_such_config.py", 0, {})
+    with locked(tmp_path) as lock:
+        assert finish_test(run, tmp_path, tmp_path / "weights.pth", lock) == {"top1": 0.5}
 
 
 def test_finished_training_is_not_repeated(tmp_path):

@@ -47,6 +47,34 @@ def test_missing_result_file_is_an_error(tmp_path):
         draw_tables(MARKED, tmp_path)
 
 
+def choose(tmp_path, choice):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/some.json").write_text(json.dumps(RESULT))
+    return draw_tables(MARKED.replace("some.json -->", f"some.json {choice} -->"), tmp_path)
+
+
+def test_a_mark_may_choose_rows_and_columns(tmp_path):
+    drawn = choose(tmp_path, 'rows="another" columns="seconds; method"')
+    assert "| seconds | method  |\n| ------- | ------- |\n| 2.0     | another |\n" in drawn
+    assert "one" not in drawn
+    assert "Medians." not in drawn  # the notes are of the whole table
+    assert "python tools/something.py" in drawn
+    assert draw_tables(drawn, tmp_path) == drawn
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ('rows="one; two"', "'two' is no row of some.json, which has one; another"),
+        ('columns="method; minutes"', "'minutes' is no column of some.json, which has method; se"),
+        ("rows=one", "1 marks of tables, 0 understood"),
+    ],
+)
+def test_a_wrong_choice_is_an_error(tmp_path, choice, message):
+    with pytest.raises(ValueError, match=message):
+        choose(tmp_path, choice)
+
+
 def test_columns_are_aligned():
     assert markdown_table(["a", "bcd"], [{"a": "1234", "bcd": "5"}]) == (
         "| a    | bcd |\n| ---- | --- |\n| 1234 | 5   |"

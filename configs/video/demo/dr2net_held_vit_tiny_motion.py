@@ -1,0 +1,15 @@
+"""Finetune the demo's tiny ViT as a Dr²Net with (α, β) held near the pretrained one.
+
+    make demo  # once, for the clips and the pretrained weights
+    python tools/train.py configs/video/demo/dr2net_held_vit_tiny_motion.py
+
+Recipe: that of conventional_vit_tiny_motion.py, with (α, β) at (7/8, 1/8)
+throughout, on the line α = 1 − β.
+"""
+
+_base_ = "./conventional_vit_tiny_motion.py"
+
+model = dict(backbone=dict(alpha=7 / 8, beta=1 / 8))
+
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))
