@@ -1,6 +1,6 @@
 """Draw what training sees: python tools/browse_dataset.py CONFIG --out DIR.
 
-    python tools/browse_dataset.py configs/video/dr2net_held_vitb_k400.py --out pictures
+    python tools/browse_dataset.py configs/video/dr2net_vitb_k400.py --out pictures
     python tools/browse_dataset.py CONFIG --out pictures --split val --number 50
 
 Items come out of the config's data and pipeline as a network gets them, augmented, with their

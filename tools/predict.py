@@ -1,9 +1,9 @@
 """Predict with a trained model: python tools/predict.py CONFIG CHECKPOINT INPUT... --out DIR.
 
-    python tools/predict.py configs/video/dr2net_held_vitb_k400.py CHECKPOINT clip.mp4 --out out
-    python tools/predict.py configs/detection/dr2net_held_retinanet_swint_coco.py CHECKPOINT \
+    python tools/predict.py configs/video/dr2net_vitb_k400.py CHECKPOINT clip.mp4 --out out
+    python tools/predict.py configs/detection/dr2net_retinanet_swint_coco.py CHECKPOINT \
         photographs --out out
-    python tools/predict.py configs/pointcloud/dr2net_held_pix4point_s3dis.py CHECKPOINT \
+    python tools/predict.py configs/pointcloud/dr2net_pix4point_s3dis.py CHECKPOINT \
         office.ply hall.las --out out
 
 An input is a file, or a folder whose files, and those of its sub-folders, are taken. Of each come

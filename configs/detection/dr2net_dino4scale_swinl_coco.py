@@ -1,28 +1,26 @@
-"""DINO with four feature levels over Swin-L finetuned on COCO as a reversible Dr²Net.
+"""DINO with four feature levels over Swin-L finetuned on COCO as a Dr²Net.
 
     python tools/train.py configs/detection/dr2net_dino4scale_swinl_coco.py
     tools/dist_train.sh configs/detection/dr2net_dino4scale_swinl_coco.py 8
     python tools/test.py configs/detection/dr2net_dino4scale_swinl_coco.py CHECKPOINT
 
-Recipe: that of conventional_dino4scale_swinl_coco.py; coefficients as in
-dr2net_dino4scale_swint_coco.py.
+Recipe: that of conventional_dino4scale_swinl_coco.py, held at (7/8, 1/8), on the line α = 1 − β,
+throughout (docs/evidence.md). The paper's schedule: dr2net_paper_dino4scale_swinl_coco.py
+
+Dr2NetBackbone converts where the model is built, which Dr2NetHook does in a run alone: inferencers
+and tools/predict.py know no hooks.
 """
 
-_base_ = "./dr2net_dino4scale_swint_coco.py"
+_base_ = "./conventional_dino4scale_swinl_coco.py"
 
 model = dict(
     backbone=dict(
-        backbone=dict(
-            pretrain_img_size=384,
-            embed_dims=192,
-            depths=[2, 2, 18, 2],
-            num_heads=[6, 12, 24, 48],
-            window_size=12,
-            init_cfg=dict(
-                checkpoint="https://github.com/SwinTransformer/storage/releases/download/v1.0.0/"
-                "swin_large_patch4_window12_384_22k.pth"
-            ),
-        )
-    ),
-    neck=dict(in_channels=[384, 768, 1536]),
+        _delete_=True,
+        type="Dr2NetBackbone",
+        backbone={{_base_.model.backbone}},
+        # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
+    )
 )
+
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))

@@ -1,11 +1,14 @@
-"""RetinaNet over Swin-T finetuned on VisDrone-DET as a reversible Dr²Net.
+"""RetinaNet over Swin-T finetuned on VisDrone-DET as a Dr²Net.
 
     python tools/train.py configs/detection/dr2net_retinanet_swint_visdrone.py
     tools/dist_train.sh configs/detection/dr2net_retinanet_swint_visdrone.py 8
     python tools/test.py configs/detection/dr2net_retinanet_swint_visdrone.py CHECKPOINT
 
-Recipe: that of conventional_retinanet_swint_visdrone.py, with the coefficients of Dr²Net
-(arXiv 2401.04105) moving from the pretrained network to a reversible one over a third of the run.
+Recipe: that of conventional_retinanet_swint_visdrone.py, held at (7/8, 1/8), on the line α = 1 − β,
+throughout (docs/evidence.md). The paper's schedule: dr2net_paper_retinanet_swint_visdrone.py
+
+Dr2NetBackbone converts where the model is built, which Dr2NetHook does in a run alone: inferencers
+and tools/predict.py know no hooks.
 """
 
 _base_ = "./conventional_retinanet_swint_visdrone.py"
@@ -15,23 +18,9 @@ model = dict(
         _delete_=True,
         type="Dr2NetBackbone",
         backbone={{_base_.model.backbone}},
-        # Where the schedule below starts; (1, 0) is the pretrained network itself.
-        alpha=1.0,
-        beta=0.1,
-        # "exact": activations are rebuilt bit for bit, a few bits an element are kept.
-        # "float": nothing is kept, but gradients are trustworthy at the end of the schedule only.
-        arithmetic="exact",
+        # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
     )
 )
 
-# By iteration, because twelve epochs are too few steps.
-default_hooks = dict(
-    coefficients=dict(
-        type="CoefficientScheduleHook",
-        alpha=(1.0, 0.0),
-        beta=(0.1, 1.0),
-        share=1 / 3,
-        by_epoch=False,
-        order="alternate",
-    )
-)
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))

@@ -1,11 +1,14 @@
-"""Pix4Point-S finetuned on S3DIS as a reversible Dr²Net.
+"""Pix4Point-S finetuned on S3DIS as a Dr²Net.
 
     python tools/train.py configs/pointcloud/dr2net_pix4point_s3dis.py
     tools/dist_train.sh configs/pointcloud/dr2net_pix4point_s3dis.py 2
     python tools/test.py configs/pointcloud/dr2net_pix4point_s3dis.py CHECKPOINT
 
-Recipe: that of conventional_pix4point_s3dis.py, with the coefficients of Dr²Net (arXiv 2401.04105)
-moving from the pretrained network to a reversible one over the first 20 epochs.
+Recipe: that of conventional_pix4point_s3dis.py, held at (7/8, 1/8), on the line α = 1 − β,
+throughout (docs/evidence.md). The paper's schedule: dr2net_paper_pix4point_s3dis.py
+
+Dr2NetBackbone converts where the model is built, which Dr2NetHook does in a run alone: inferencers
+and tools/predict.py know no hooks.
 """
 
 _base_ = "./conventional_pix4point_s3dis.py"
@@ -16,24 +19,10 @@ model = dict(
             _delete_=True,
             type="Dr2NetBackbone",
             backbone={{_base_.model.segmentor.backbone}},
-            # Where the schedule below starts; (1, 0) is the pretrained network itself.
-            alpha=1.0,
-            beta=0.1,
-            # "exact": activations are rebuilt bit for bit, a few bits an element are kept.
-            # "float": nothing is kept, but gradients are trustworthy at the end of the schedule.
-            arithmetic="exact",
+            # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
         )
     )
 )
 
-default_hooks = dict(
-    coefficients=dict(
-        type="CoefficientScheduleHook",
-        alpha=(1.0, 0.0),
-        beta=(0.1, 1.0),
-        begin=0,
-        end=20,
-        by_epoch=True,
-        order="alternate",
-    )
-)
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))

@@ -1,11 +1,14 @@
-"""VideoMAE's ViT-B finetuned on Something-Something V2 as a reversible Dr²Net.
+"""VideoMAE's ViT-B finetuned on Something-Something V2 as a Dr²Net.
 
     python tools/train.py configs/video/dr2net_vitb_ssv2.py
     tools/dist_train.sh configs/video/dr2net_vitb_ssv2.py 8
     python tools/test.py configs/video/dr2net_vitb_ssv2.py CHECKPOINT
 
-Recipe: that of conventional_vitb_ssv2.py (VideoMAE's), with the coefficients of Dr²Net (arXiv
-2401.04105) moving over the first 10 of its 30 epochs.
+Recipe: that of conventional_vitb_ssv2.py, held at (7/8, 1/8), on the line α = 1 − β, throughout
+(docs/evidence.md). The paper's schedule: dr2net_paper_vitb_ssv2.py
+
+Dr2NetBackbone converts where the model is built, which Dr2NetHook does in a run alone: inferencers
+and tools/predict.py know no hooks.
 """
 
 _base_ = "./conventional_vitb_ssv2.py"
@@ -15,25 +18,11 @@ model = dict(
         _delete_=True,
         type="Dr2NetBackbone",
         backbone={{_base_.model.backbone}},
-        # Where the schedule below starts; (1, 0) is the pretrained network itself.
-        alpha=1.0,
-        beta=0.1,
-        # "exact": activations are rebuilt bit for bit, a few bits an element are kept.
-        # "float": nothing is kept, but gradients are trustworthy at the end of the schedule only.
-        arithmetic="exact",
+        # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
         # Attention weights are not materialised; False computes them as mmaction2 does.
         fused_attention=True,
     )
 )
 
-default_hooks = dict(
-    coefficients=dict(
-        type="CoefficientScheduleHook",
-        alpha=(1.0, 0.0),
-        beta=(0.1, 1.0),
-        begin=0,
-        end=10,
-        by_epoch=True,
-        order="alternate",
-    )
-)
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))

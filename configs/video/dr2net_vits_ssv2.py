@@ -1,22 +1,28 @@
-"""VideoMAE's ViT-S finetuned on Something-Something V2 as a reversible Dr²Net.
+"""VideoMAE's ViT-S finetuned on Something-Something V2 as a Dr²Net.
 
     python tools/train.py configs/video/dr2net_vits_ssv2.py
     tools/dist_train.sh configs/video/dr2net_vits_ssv2.py 8
     python tools/test.py configs/video/dr2net_vits_ssv2.py CHECKPOINT
 
-Recipe: that of conventional_vits_ssv2.py (VideoMAE's); coefficients and memory options as in
-dr2net_vitb_ssv2.py.
+Recipe: that of conventional_vits_ssv2.py, held at (7/8, 1/8), on the line α = 1 − β, throughout
+(docs/evidence.md). The paper's schedule: dr2net_paper_vits_ssv2.py
+
+Dr2NetBackbone converts where the model is built, which Dr2NetHook does in a run alone: inferencers
+and tools/predict.py know no hooks.
 """
 
-_base_ = "./dr2net_vitb_ssv2.py"
+_base_ = "./conventional_vits_ssv2.py"
 
 model = dict(
-    backbone=dict(backbone=dict(embed_dims=384, num_heads=6)), cls_head=dict(in_channels=384)
+    backbone=dict(
+        _delete_=True,
+        type="Dr2NetBackbone",
+        backbone={{_base_.model.backbone}},
+        # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
+        # Attention weights are not materialised; False computes them as mmaction2 does.
+        fused_attention=True,
+    )
 )
-train_dataloader = dict(batch_size=12)
-train_cfg = dict(max_epochs=40)
-optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.7))
 
-# The pretraining checkpoint (SSv2, ViT-S, 2400 epochs) of VideoMAE's model zoo, MODEL_ZOO.md; as it
-# is downloaded, or in mmaction2's names. From scratch: --cfg-options load_from=None
-load_from = "checkpoints/videomae_vits_ssv2_pretrain_2400e.pth"
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))

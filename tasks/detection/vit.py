@@ -92,8 +92,8 @@ class TimmViT(BaseModule):
                 f"no pretrained weights for {self.name} from "
                 f"{self.pretrained if source else 'the Hugging Face Hub'}: {error}\n"
                 "The Hub needs a network once. Without one, copy the file of these weights here "
-                "and give its path, --cfg-options model.backbone.pretrained=PATH; random weights "
-                "are model.backbone.pretrained=False."
+                "and give its path, --cfg-options model.backbone.pretrained=PATH (of a Dr²Net "
+                "model.backbone.backbone.pretrained); random weights are pretrained=False."
             ) from error
         self.vit.load_state_dict(loaded.state_dict())
 

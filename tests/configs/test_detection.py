@@ -28,7 +28,6 @@ NETWORKS = [*DINO, "retinanet_swint"]
 VITS = [
     f"{head}_vitb_{vit}" for head in ("dino4scale", "retinanet") for vit in ("dinov2", "dinov3")
 ]
-HELD = ["dino4scale_swint", "dino5scale_swinl", "retinanet_swint"]
 MMDETECTION = Path(mmdet.__file__).parent / ".mim/configs"
 # By the last word of a config's name: what METAINFO calls the set.
 SETS = {"coco": "coco", "sodad": "soda-d", "visdrone": "visdrone", "aitod": "ai-tod"}
@@ -59,15 +58,15 @@ def path(request):
 
 
 def test_every_network_is_there_in_its_kinds():
-    kinds = ("conventional", "checkpointed", "previous_reversible", "dr2net")
-    expected = {f"{kind}_{network}_coco" for kind in kinds for network in NETWORKS}
-    small = {f"{kind}_{name}" for kind in ("conventional", "dr2net") for name in SMALL_OBJECTS}
-    held = {f"dr2net_held_{network}_coco" for network in HELD}
-    kinds = ("conventional", "checkpointed", "dr2net_held")
-    vits = {f"{kind}_{network}_coco" for kind in kinds for network in VITS}
-    vits |= {f"{kind}_{name}" for kind in kinds[::2] for name in VITS_SMALL_OBJECTS}
-    whole = {f"dr2net_whole_dino5scale_swin{size}_coco" for size in "tl"}
-    assert expected | small | held | vits | whole == {path.stem for path in PATHS}
+    coco, small = [*NETWORKS, *VITS], [*SMALL_OBJECTS, *VITS_SMALL_OBJECTS]
+    expected = {f"{kind}_{name}" for kind in ("conventional", "dr2net") for name in small}
+    for kind in ("conventional", "checkpointed", "dr2net"):
+        expected |= {f"{kind}_{network}_coco" for network in coco}
+    expected |= {f"previous_reversible_{network}_coco" for network in NETWORKS}
+    expected |= {f"dr2net_paper_{network}_coco" for network in NETWORKS}
+    expected |= {f"dr2net_paper_{name}" for name in SMALL_OBJECTS}
+    expected |= {f"dr2net_whole_dino5scale_swin{size}_coco" for size in "tl"}
+    assert expected == {path.stem for path in PATHS}
 
 
 def test_opens_with_the_commands_that_run_it(path):
@@ -127,14 +126,13 @@ def test_soda_d_is_cut_alike_for_training_and_testing(network):
 
 def test_small_version_builds(path):
     backbone = build(small_model(path.stem)).backbone
-    # Elsewhere it is a hook that converts.
-    wrapped = path.stem.startswith(("dr2net", "previous"))
-    converted = wrapped and "vitb" not in path.stem and "whole" not in path.stem
+    # dr2net_whole is converted by a hook.
+    points = {"dr2net": (0.875, 0.125), "dr2net_paper": (1, 0.1), "previous_reversible": (0, 1)}
+    expected = points.get(re.match("(.*?)_(dino|retinanet)", path.stem)[1])
     assert dr2net.is_convertible(backbone)
-    assert len(dr2net.chains(backbone)) == (4 if converted else 0)
-    if converted:
-        points = {"dr2net": (1, 0.1), "dr2net_held": (0.875, 0.125), "previous_reversible": (0, 1)}
-        expected = points[re.match("(.*?)_(dino|retinanet)", path.stem)[1]]
+    chains = len(dr2net.chains(backbone))
+    assert chains == (0 if expected is None else 1 if "vitb" in path.stem else 4)
+    if expected is not None:
         assert dr2net.get_coefficients(backbone) == pytest.approx(expected, abs=2**-16)
 
 
@@ -153,8 +151,8 @@ def test_anchors_in_ignored_regions_are_no_background(name, backbone):
 
 
 @pytest.mark.parametrize("network", [*NETWORKS, *SMALL_OBJECTS])
-def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone(network):
-    found = read("dr2net", network).to_dict()
+def test_the_paper_s_way_differs_from_conventional_in_backbone_and_schedule_alone(network):
+    found = read("dr2net_paper", network).to_dict()
     wrapper = detector_of(found)["backbone"]
     assert (wrapper["alpha"], wrapper["beta"], wrapper["arithmetic"]) == (1.0, 0.1, "exact")
     detector_of(found)["backbone"] = wrapper["backbone"]
@@ -165,23 +163,16 @@ def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone(network
     assert found == read("conventional", network).to_dict()
 
 
-@pytest.mark.parametrize("network", HELD)
-def test_held_differs_from_conventional_in_backbone_and_hook_alone(network):
-    found = read("dr2net_held", network).to_dict()
-    wrapper = found["model"]["backbone"]
-    found["model"]["backbone"] = wrapper.pop("backbone")
+@pytest.mark.parametrize("network", [*NETWORKS, *SMALL_OBJECTS, *VITS, *VITS_SMALL_OBJECTS])
+def test_dr2net_differs_from_conventional_in_backbone_and_held_point_alone(network):
+    found = read("dr2net", network).to_dict()
+    wrapper = detector_of(found)["backbone"]
+    detector_of(found)["backbone"] = wrapper.pop("backbone")
     assert wrapper == {"type": "Dr2NetBackbone"}
     held = found["default_hooks"].pop("coefficients")
     assert held.pop("type") == "CoefficientScheduleHook"
     at = CoefficientScheduleHook(**held).schedule.at
     assert at(0) == at(10**6) == (0.875, 0.125)
-    assert found == read("conventional", network).to_dict()
-
-
-@pytest.mark.parametrize("network", [*VITS, *VITS_SMALL_OBJECTS])
-def test_held_on_a_vit_differs_from_conventional_in_a_hook_alone(network):
-    found = read("dr2net_held", network).to_dict()
-    assert found.pop("custom_hooks") == [{"type": "Dr2NetHook"}]
     assert found == read("conventional", network).to_dict()
 
 
@@ -248,12 +239,13 @@ def test_vit_has_the_size_of_its_name_and_as_many_layers_as_learning_rates(netwo
     assert config.model.neck.in_channels == backbone.vit.num_features
 
 
+@pytest.mark.parametrize("kind", ["conventional", "dr2net"])
 @pytest.mark.parametrize(("network", "decay"), [(VITS[0], 1e-4), (VITS[2], 0.1)])
-def test_learning_rates_decay_from_the_last_layer_of_a_vit_to_the_first(network, decay):
-    model = small_model(f"conventional_{network}_coco")
-    model.backbone.depth = 12
+def test_learning_rates_decay_from_the_last_layer_of_a_vit_to_the_first(network, decay, kind):
+    model = small_model(f"{kind}_{network}_coco")
+    model.backbone.get("backbone", model.backbone).depth = 12
     detector = build(model)
-    settings = read("conventional", network).optim_wrapper
+    settings = read(kind, network).optim_wrapper
     optimizer = build_optim_wrapper(detector, settings).optimizer
     groups = {id(group["params"][0]): group for group in optimizer.param_groups}
     found = {

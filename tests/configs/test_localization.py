@@ -14,7 +14,7 @@ from dr2net.openmmlab import CoefficientScheduleHook
 from tasks.video.localization.average_precision import ACTIVITYNET, THUMOS14
 from tests.localization import CONFIGS
 
-WAYS = ("conventional", "checkpointed", "dr2net_held")
+WAYS = ("conventional", "checkpointed", "dr2net")
 SIZES = {"vits": (384, 12, 6), "vitb": (768, 12, 12), "vitl": (1024, 24, 16)}
 SETS = {"thumos14": (768, 20), "activitynet13": (192, 1)}
 
@@ -87,8 +87,8 @@ class TestWaysDifferInNothingElse:
         assert found["model"]["backbone"].pop("with_cp") is True
         assert found == load("conventional", size, data).to_dict()
 
-    def test_held(self, size, data):
-        found = load("dr2net_held", size, data).to_dict()
+    def test_dr2net(self, size, data):
+        found = load("dr2net", size, data).to_dict()
         wrapper = found["model"]["backbone"]
         found["model"]["backbone"] = wrapper.pop("backbone")
         assert wrapper == {"type": "Dr2NetBackbone"}
@@ -110,4 +110,4 @@ def test_built_they_have_the_same_parameters():
         built[way] = MODELS.build(model)
     shapes = [{n: p.shape for n, p in m.named_parameters()} for m in built.values()]
     assert shapes[0] == shapes[1] == shapes[2]
-    assert get_coefficients(built["dr2net_held"]) == (0.875, 0.125)
+    assert get_coefficients(built["dr2net"]) == (0.875, 0.125)

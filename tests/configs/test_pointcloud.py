@@ -35,7 +35,7 @@ def read(kind):
 
 
 def test_all_kinds_are_there():
-    kinds = ("conventional", "dr2net", "dr2net_held", "previous_reversible")
+    kinds = ("conventional", "dr2net", "dr2net_paper", "previous_reversible")
     assert {f"{kind}_pix4point_s3dis" for kind in kinds} == {path.stem for path in PATHS}
 
 
@@ -82,8 +82,8 @@ def test_backbone_and_head_are_pix4point_s_for_the_classes_of_s3dis(path):
     assert backbone.blocks[11].drop_path1.drop_prob == pytest.approx(0.1)
     points = {
         "conventional": None,
-        "dr2net": (1, 0.1),
-        "dr2net_held": (0.875, 0.125),
+        "dr2net": (0.875, 0.125),
+        "dr2net_paper": (1, 0.1),
         "previous_reversible": (0, 1),
     }
     expected = points[path.stem.removesuffix("_pix4point_s3dis")]
@@ -92,8 +92,8 @@ def test_backbone_and_head_are_pix4point_s_for_the_classes_of_s3dis(path):
         assert dr2net.get_coefficients(model) == pytest.approx(expected, abs=2**-16)
 
 
-def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone():
-    found = read("dr2net")
+def test_the_paper_s_way_differs_from_conventional_in_backbone_and_schedule_alone():
+    found = read("dr2net_paper")
     wrapper = found["model"]["segmentor"]["backbone"]
     assert (wrapper["alpha"], wrapper["beta"], wrapper["arithmetic"]) == (1.0, 0.1, "exact")
     found["model"]["segmentor"]["backbone"] = wrapper["backbone"]
@@ -104,8 +104,8 @@ def test_dr2net_differs_from_conventional_in_backbone_and_schedule_alone():
     assert found == read("conventional")
 
 
-def test_held_differs_from_conventional_in_backbone_and_hook_alone():
-    found = read("dr2net_held")
+def test_dr2net_differs_from_conventional_in_backbone_and_held_point_alone():
+    found = read("dr2net")
     wrapper = found["model"]["segmentor"]["backbone"]
     found["model"]["segmentor"]["backbone"] = wrapper.pop("backbone")
     assert wrapper == {"type": "Dr2NetBackbone"}
@@ -127,6 +127,6 @@ def test_previous_reversible_differs_from_conventional_in_the_backbone_alone():
 def test_parameter_names_are_those_of_the_conventional_network():
     names = [
         [name for name, _ in MODELS.build(read(kind)["model"]).named_parameters()]
-        for kind in ("conventional", "dr2net", "dr2net_held")
+        for kind in ("conventional", "dr2net", "dr2net_paper")
     ]
     assert names[0] == names[1] == names[2]

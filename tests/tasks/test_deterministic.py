@@ -122,7 +122,7 @@ def test_the_video_task_s_vit(kind, device):
 @pytest.mark.parametrize(
     "name",
     [
-        "dr2net_dino4scale_swint_coco",
+        "dr2net_paper_dino4scale_swint_coco",
         "dr2net_retinanet_swint_coco",
         "conventional_dino4scale_vitb_dinov2_coco",
         "conventional_retinanet_vitb_dinov2_coco",

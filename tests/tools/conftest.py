@@ -57,7 +57,7 @@ default_hooks = dict(logger=dict(interval=1))
 """
 
 
-def write_config(folder, data, base="dr2net_vitb_k400", extra=""):
+def write_config(folder, data, base="dr2net_paper_vitb_k400", extra=""):
     """Write a tiny config on top of one of ours; return its path."""
     backbone = "dict(backbone=vit)" if base.startswith("dr2net") else "vit"
     path = folder / f"tiny_{base}.py"
@@ -104,7 +104,7 @@ def trained(tmp_path_factory, kinetics):
 def make_config(tmp_path, kinetics):
     """Write a tiny config, over the common data set if no other is given; return its path."""
 
-    def make(base="dr2net_vitb_k400", data=kinetics, extra=""):
+    def make(base="dr2net_paper_vitb_k400", data=kinetics, extra=""):
         return write_config(tmp_path, data, base, extra)
 
     return make

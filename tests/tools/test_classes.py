@@ -28,7 +28,7 @@ def numbers_in(part):
 
 
 def test_a_number_takes_the_place_of_all_six():
-    config = spread("video/dr2net_held_vitb_k400.py", 8)
+    config = spread("video/dr2net_vitb_k400.py", 8)
     found = numbers_in(config.model)
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         found += numbers_in(config[loader])
@@ -39,8 +39,8 @@ def test_a_number_takes_the_place_of_all_six():
     "path",
     [
         "detection/conventional_retinanet_swint_sodad.py",
-        "detection/dr2net_held_dino4scale_swint_coco.py",
-        "pointcloud/dr2net_held_pix4point_s3dis.py",
+        "detection/dr2net_dino4scale_swint_coco.py",
+        "pointcloud/dr2net_pix4point_s3dis.py",
     ],
 )
 def test_names_go_into_the_data_and_their_number_into_the_model(path):
@@ -71,7 +71,7 @@ def test_names_come_from_a_file(tmp_path):
 )
 def test_what_is_no_list_of_classes_is_an_error(classes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        spread("video/dr2net_held_vitb_k400.py", classes)
+        spread("video/dr2net_vitb_k400.py", classes)
 
 
 def test_a_training_on_other_classes_than_the_models_ends_at_once(make_config, train, tmp_path):

@@ -187,7 +187,7 @@ def prepared_config(folder, name):
 def prepared(request, tmp_path_factory):
     """A set's name, its protocol, and a small config over it."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = prepared_config(folder, f"dr2net_dino4scale_swint_{request.param}")
+    config = prepared_config(folder, f"dr2net_paper_dino4scale_swint_{request.param}")
     return request.param, PROTOCOLS[SETS[request.param][1]], config
 
 
@@ -229,7 +229,7 @@ def test_a_set_in_its_published_layout_trains_resumes_and_is_tested(
 
 
 def test_a_vit_trains_and_is_tested_on_tiles(tmp_path):
-    config = prepared_config(tmp_path, "dr2net_held_retinanet_vitb_dinov2_sodad")
+    config = prepared_config(tmp_path, "dr2net_retinanet_vitb_dinov2_sodad")
     run_train(config, tmp_path / "run", settings=["train_cfg.max_epochs=1"])
     trained, validations = logged(tmp_path / "run")
     assert {(line["alpha"], line["beta"]) for line in trained.values()} == {(0.875, 0.125)}

@@ -14,9 +14,9 @@ PAGE = (ROOT / "docs/logging.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize(
     "path",
     [
-        "video/dr2net_held_vitb_k400.py",
-        "detection/dr2net_held_retinanet_swint_coco.py",
-        "pointcloud/dr2net_held_pix4point_s3dis.py",
+        "video/dr2net_vitb_k400.py",
+        "detection/dr2net_retinanet_swint_coco.py",
+        "pointcloud/dr2net_pix4point_s3dis.py",
     ],
 )
 def test_options_of_the_page_exchange_tensorboard_for_another(path):

@@ -75,7 +75,7 @@ def trained(rooms, tmp_path_factory):
     from tests.tools.conftest import run_train
 
     folder = tmp_path_factory.mktemp("trained")
-    run_train(config("dr2net"), folder, settings=tiny("dr2net", rooms))
+    run_train(config("dr2net_paper"), folder, settings=tiny("dr2net_paper", rooms))
     return folder
 
 
@@ -95,7 +95,7 @@ def test_a_resumed_run_goes_on_with_the_losses_of_the_unbroken_one(
     trained, rooms, train, logged, tmp_path
 ):
     shutil.copy(trained / "epoch_1.pth", tmp_path)  # as a kill in the second epoch leaves it
-    train(config("dr2net"), tmp_path, "--resume", settings=tiny("dr2net", rooms))
+    train(config("dr2net_paper"), tmp_path, "--resume", settings=tiny("dr2net_paper", rooms))
     unbroken, resumed = logged(trained), logged(tmp_path)
     assert resumed == unbroken[2:]
     # That of the first epoch too, which a kill may have taken.
@@ -107,7 +107,7 @@ def test_a_test_is_of_every_original_point_and_its_predictions_become_pictures(
 ):
     dump, matrix = tmp_path / "predictions.pkl", tmp_path / "confusion.json"
     metrics = evaluate(
-        "dr2net",
+        "dr2net_paper",
         rooms,
         trained / "epoch_2.pth",
         tmp_path / "test",
@@ -131,7 +131,7 @@ def test_a_test_is_of_every_original_point_and_its_predictions_become_pictures(
 def test_a_pipeline_that_packs_for_validation_is_no_test(trained, rooms, tmp_path):
     with pytest.raises(ValueError, match="FullResolutionSegmentor subsamples rooms itself"):
         evaluate(
-            "dr2net",
+            "dr2net_paper",
             rooms,
             trained / "epoch_2.pth",
             tmp_path,
@@ -142,7 +142,7 @@ def test_a_pipeline_that_packs_for_validation_is_no_test(trained, rooms, tmp_pat
 def test_another_fold_is_a_matter_of_the_areas(trained, rooms, tmp_path):
     matrix = tmp_path / "confusion.json"
     evaluate(
-        "dr2net",
+        "dr2net_paper",
         rooms,
         trained / "epoch_2.pth",
         tmp_path,
@@ -165,7 +165,7 @@ def test_its_siblings_train_and_test_too(kind, rooms, train, logged, tmp_path):
 def test_the_order_of_classes_in_a_file_is_checked_by_the_run(rooms, trained, tmp_path):
     with pytest.raises(ValueError, match="Area_5/office_1 says that its labels are in the order"):
         evaluate(
-            "dr2net",
+            "dr2net_paper",
             rooms,
             trained / "epoch_2.pth",
             tmp_path,

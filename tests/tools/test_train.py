@@ -293,7 +293,7 @@ param_scheduler = [
         assert first < second
 
 
-@pytest.mark.parametrize("base", ["conventional_vitb_k400", "dr2net_vitb_k400"])
+@pytest.mark.parametrize("base", ["conventional_vitb_k400", "dr2net_paper_vitb_k400"])
 def test_two_processes_train_as_one_on_the_joined_batch(
     base, make_config, train, run_command, tmp_path
 ):

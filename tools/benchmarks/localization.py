@@ -33,7 +33,7 @@ from torch import nn
 from tools.benchmarks.measurements import Loss, kept_bytes
 from tools.result_files import origin, write_json
 
-CONVENTIONAL, CHECKPOINTED, DR2NET = WAYS = ("conventional", "checkpointed", "dr2net_held")
+CONVENTIONAL, CHECKPOINTED, DR2NET = WAYS = ("conventional", "checkpointed", "dr2net")
 BACKBONES = {"vits": "VideoMAE-S", "vitb": "VideoMAE-B", "vitl": "VideoMAE-L"}
 CHUNK, TUBELET = 16, 2  # frames
 NO_BACKBONE = {

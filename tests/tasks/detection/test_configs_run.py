@@ -56,11 +56,11 @@ def shrink(pipeline):
 @pytest.mark.parametrize(
     ("name", "chains"),
     [
-        ("dr2net_dino4scale_swint_coco", 4),
+        ("dr2net_paper_dino4scale_swint_coco", 4),
         ("dr2net_whole_dino5scale_swint_coco", 6),
         ("dr2net_retinanet_swint_coco", 4),
-        ("dr2net_held_dino4scale_vitb_dinov2_coco", 1),
-        ("dr2net_held_retinanet_vitb_dinov3_coco", 1),
+        ("dr2net_dino4scale_vitb_dinov2_coco", 1),
+        ("dr2net_retinanet_vitb_dinov3_coco", 1),
     ],
 )
 def test_a_config_trains_validates_and_saves(name, chains, tmp_path):

@@ -29,7 +29,7 @@ from tools.benchmarks.measurements import kept_bytes
 BACKBONES = {
     "conventional": VIT,
     "checkpointed": {**VIT, "with_cp": True},
-    "dr2net_held": {"type": "Dr2NetBackbone", "backbone": VIT},
+    "dr2net": {"type": "Dr2NetBackbone", "backbone": VIT},
 }
 
 

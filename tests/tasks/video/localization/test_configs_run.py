@@ -43,16 +43,16 @@ def losses(work_dir):
 
 
 @pytest.mark.parametrize("data", ["thumos14", "activitynet13"])
-@pytest.mark.parametrize("way", ["conventional", "checkpointed", "dr2net_held"])
+@pytest.mark.parametrize("way", ["conventional", "checkpointed", "dr2net"])
 def test_a_config_trains_validates_and_saves(way, data, clips, tmp_path):
     runner = train(f"{way}_vitb_{data}", tmp_path / "data", clips, tmp_path / "run")
-    assert len(dr2net.chains(runner.model)) == (way == "dr2net_held")
+    assert len(dr2net.chains(runner.model)) == (way == "dr2net")
     assert 0 <= runner.message_hub.get_scalar("val/localization/mAP").current() <= 1
     assert (tmp_path / "run/epoch_2.pth").is_file()
 
 
 def test_an_interrupted_training_resumes_with_the_same_losses(clips, tmp_path):
-    name = "dr2net_held_vits_thumos14"
+    name = "dr2net_vits_thumos14"
     one_at_a_time = ["--cfg-options", "default_hooks.logger.interval=1"]
     train(name, tmp_path / "data", clips, tmp_path / "unbroken", *one_at_a_time)
     train(name, tmp_path / "data", clips, tmp_path / "broken", *one_at_a_time)

@@ -1,0 +1,26 @@
+"""RetinaNet over DINOv2's ViT-B finetuned on AI-TOD-v2 as a Dr²Net.
+
+    python tools/train.py configs/detection/dr2net_retinanet_vitb_dinov2_aitod.py
+    tools/dist_train.sh configs/detection/dr2net_retinanet_vitb_dinov2_aitod.py 8
+    python tools/test.py configs/detection/dr2net_retinanet_vitb_dinov2_aitod.py CHECKPOINT
+
+Recipe: that of conventional_retinanet_vitb_dinov2_aitod.py, held at (7/8, 1/8), on the line
+α = 1 − β, throughout (docs/evidence.md).
+
+Dr2NetBackbone converts where the model is built, which Dr2NetHook does in a run alone: inferencers
+and tools/predict.py know no hooks.
+"""
+
+_base_ = "./conventional_retinanet_vitb_dinov2_aitod.py"
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="Dr2NetBackbone",
+        backbone={{_base_.model.backbone}},
+        # alpha and beta are left out: β is 1/8 then, and α is 1 − β.
+    )
+)
+
+# Without arguments it holds the point, also where a checkpoint brings another, and logs it.
+default_hooks = dict(coefficients=dict(type="CoefficientScheduleHook"))
