@@ -100,10 +100,10 @@ def _write_apart(axes: Axes, labels: list[tuple[float, float, str]]) -> None:
         axes.annotate(
             text,
             (x, y),
-            (x / 1.06 if text.startswith("LoRA") else x * 1.06, at),
+            (x / 1.06 if text.startswith("LoRA,") else x * 1.06, at),
             fontsize=7,
             va="center",
-            ha="right" if text.startswith("LoRA") else "left",
+            ha="right" if text.startswith("LoRA,") else "left",
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
         )
 
