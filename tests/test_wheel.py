@@ -115,6 +115,26 @@ def test_it_works_beside_torch_and_timm_alone(installed, tmp_path):
     run(installed, "-I", "-c", script, cwd=tmp_path)
 
 
+def test_the_example_of_timm_runs_there(installed, tmp_path):
+    script = f"""
+import sys
+from pathlib import Path
+from PIL import Image
+for name in ("first", "second"):
+    folder = Path("images", name)
+    folder.mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (64, 64), (90 * number, 30, 60)).save(folder / f"{{number}}.png")
+sys.path.insert(0, {str(ROOT / "examples")!r})
+import timm_training
+model = timm_training.main("images", "test_vit", pretrained=False, epochs=2, batch=2, workers=0)
+print(type(model).__module__)
+"""
+    printed = run(installed, "-I", "-c", script, cwd=tmp_path).splitlines()
+    assert printed[0].startswith("epoch 1: loss ")
+    assert printed[-1] == "timm.models.vision_transformer"
+
+
 def test_its_command_says_where_configs_and_tools_are(installed, tmp_path):
     printed = run(installed.parent / "dr2net", "where", cwd=tmp_path, env={"PATH": ""})
     where = Path(printed.strip())
