@@ -12,6 +12,7 @@ SETUP = (
     "Makefile",
     "pyproject.toml",
     "requirements/constraints.txt",
+    "requirements/docs.txt",
     "tools/system_libraries.py",
 )
 

@@ -143,6 +143,7 @@ def write_config(folder, name):
     config.train_cfg.max_epochs = 2
     config.default_hooks.logger.interval = 1
     if "coefficients" in config.default_hooks:
+        config.default_hooks.coefficients.pop("share")
         config.default_hooks.coefficients.end = 4
     config.auto_scale_lr.enable = False
     config.load_from = None

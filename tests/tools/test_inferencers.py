@@ -1,9 +1,10 @@
 """mmaction2's own inferencer with our configs."""
 
-import cv2
 import pytest
 
 pytest.importorskip("mmcv")
+import cv2
+
 import dr2net.openmmlab.mended  # isort: skip  # noqa: F401 - makes mmaction2 importable
 
 from mmaction.apis.inferencers import ActionRecogInferencer

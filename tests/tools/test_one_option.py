@@ -9,11 +9,12 @@ import pickle
 from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 pytest.importorskip("mmcv")
+import cv2
+import numpy as np
+
 import dr2net
 from tests.tools.conftest import run_train
 from tests.video_clips import write_annotation, write_clip

@@ -6,6 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("mmengine")
+pytest.importorskip("scipy")
 from timm.models.vision_transformer import VisionTransformer
 
 from tools.experiments import finetuning, study, tables
