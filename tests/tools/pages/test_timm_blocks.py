@@ -51,6 +51,7 @@ def test_a_model_is_compared_and_drawn():
 @pytest.mark.timeout(0)
 @pytest.mark.filterwarnings("ignore")
 def test_the_page_is_what_the_tool_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["timm_blocks.py"])
     monkeypatch.setattr(timm_blocks, "PAGE", tmp_path / "page.md")
     with pytest.raises(SystemExit):  # names the few that are not compared
         timm_blocks.main()
