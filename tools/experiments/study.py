@@ -57,8 +57,15 @@ def main() -> None:
     check_twins(runs)
     finished = [way for way in WAYS if not list(missing(runs, [way], seeds))]
     rates = {way: best_rate(runs, way, seeds) for way in finished}
-    result = table_of(recipe, runs, rates) | origin("tools/experiments/study.py", ["timm", "peft"])
-    write_json(path, {**result, "recipe": described(recipe), "runs": runs})
+    result = {
+        **table_of(recipe, runs, rates),
+        **origin("tools/experiments/study.py", ["timm", "peft"]),
+        # Whatever the options of the runs, which may be of several days.
+        "command": f"python tools/experiments/study.py {arguments.study}",
+        "recipe": described(recipe),
+        "runs": runs,
+    }
+    write_json(path, result)
     print(markdown_table(result["columns"], result["rows"]))
 
 
