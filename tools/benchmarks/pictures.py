@@ -11,7 +11,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from tools.figures import save_figure
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 COLOURS = {
@@ -37,15 +38,6 @@ def colour_of(method: str) -> str:
     order = ("LoRA", "previous reversible", *(key for key in COLOURS if "(" in key), *COLOURS)
     last = [key for key in order if key not in ("conventional", "compiled")]
     return COLOURS[next((key for key in [*last, "compiled"] if key in method), "conventional")]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    partial.replace(path)
 
 
 def _tidy(axes: Axes) -> None:
@@ -80,7 +72,7 @@ def draw_time_against_memory(path: Path, result: dict) -> None:
         axes.set_title(result["title"] if len(cases) == 1 else _case_title(measured["case"]))
         _tidy(axes)
     plots[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def _case_title(case: dict) -> str:
@@ -122,7 +114,7 @@ def draw_scaling(path: Path, result: dict) -> None:
     lines, names = plots[0][0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(result["title"])
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def draw_error_plane(path: Path, result: dict) -> None:
@@ -150,7 +142,7 @@ def draw_error_plane(path: Path, result: dict) -> None:
         axes.set_title(name)
     figure.colorbar(image, ax=plots, label="relative gradient error")
     figure.suptitle(result["title"])
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def draw_anatomy(path: Path, result: dict) -> None:
@@ -181,7 +173,7 @@ def draw_anatomy(path: Path, result: dict) -> None:
     near.set_title("the same, nearer")
     whole.legend(loc="lower right", fontsize=8)
     whole.set_title(result["title"])
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def draw_peaks(path: Path, title: str, peaks: dict[str, tuple[int, int]]) -> None:
@@ -202,7 +194,7 @@ def draw_peaks(path: Path, title: str, peaks: dict[str, tuple[int, int]]) -> Non
     axes.set_title(title, loc="right", fontsize=10)
     axes.legend(loc="lower right")
     _tidy(axes)
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def draw_depths(path: Path, result: dict) -> None:
@@ -230,7 +222,7 @@ def draw_depths(path: Path, result: dict) -> None:
     axes.set_title(result["title"])
     _tidy(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def draw_parts(path: Path, title: str, found: dict[str, dict[str, int]]) -> None:
@@ -250,4 +242,4 @@ def draw_parts(path: Path, title: str, found: dict[str, dict[str, int]]) -> None
     axes.set_title(title, loc="right", fontsize=9)
     axes.legend(loc="lower right")
     _tidy(axes)
-    save(figure, path)
+    save_figure(figure, path, bbox_inches="tight")

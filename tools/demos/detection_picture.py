@@ -16,7 +16,8 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from tasks.detection.pictures import class_colors
-from tools.demos.picture import count_panels, draw_panels, save
+from tools.demos.picture import count_panels, draw_panels
+from tools.figures import save_figure
 
 SCORE = 0.4  # of the detections that are drawn
 ZOOM = (340, 340, 684, 684)  # x1, y1, x2, y2 in pixels: where the tiles meet
@@ -68,7 +69,7 @@ def draw(
     handles.append(Rectangle((0, 0), 1, 1, fill=False, color="white", linewidth=2))
     names = [*classes, "true box", "tile"]
     below.legend(handles, names, loc="outside lower center", ncols=len(names), facecolor="0.4")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def detect(

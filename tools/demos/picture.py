@@ -9,7 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+from tools.figures import save_figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; lines and markers differ in
 # style as well.
@@ -28,7 +29,7 @@ def draw(path: Path, result: dict, key: str, chance: float | None = None, **labe
     """Write a PNG file; the arguments are those of ``draw_panels``."""
     figure = plt.figure(figsize=(13, 4.6), layout="constrained")
     draw_panels(figure.subplots(1, count_panels(result)), result, key, chance, **labels)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def count_panels(result: dict) -> int:
@@ -108,15 +109,6 @@ def draw_panels(
         panel.spines[["top", "right"]].set_visible(False)
     handles, names = memory.get_legend_handles_labels()
     memory.figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG file, whole or not at all, and close the figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=120)
-    plt.close(figure)
-    partial.replace(path)
 
 
 def _is_validated_often(result: dict) -> bool:

@@ -13,7 +13,8 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from tasks.pointcloud.pictures import draw_room
-from tools.demos.picture import count_panels, draw_panels, save
+from tools.demos.picture import count_panels, draw_panels
+from tools.figures import save_figure
 
 WIDTH = 13.0  # inches
 
@@ -49,7 +50,7 @@ def draw(
     panel = parts[1].subplots()
     panel.imshow(room)
     panel.set_axis_off()
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def picture_of_room(config_file: Path, settings: dict[str, str], checkpoint: Path) -> np.ndarray:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from dr2net.openmmlab.checkpoint import open_checkpoint
+from tasks.files import whole
 from tools.arguments import positive
 from tools.demos.measurements import measure
 from tools.demos.table import Figures, make_rows
@@ -278,10 +279,8 @@ def gather_figures(curves: Curves, plain: list[dict[str, float]], keys: Collecti
 
 def _save(weights: dict[str, torch.Tensor], path: Path) -> Path:
     """Save weights as a checkpoint, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save({"state_dict": weights}, partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        torch.save({"state_dict": weights}, partial)
     return path
 
 

@@ -24,6 +24,7 @@ from matplotlib.ticker import NullFormatter
 from tools.experiments.costs import whole_step
 from tools.experiments.tables import half_width
 from tools.experiments.ways import WAYS, Way
+from tools.figures import save_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {
@@ -124,7 +125,7 @@ def main() -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(folder / "study.png", dpi=150)
+    save_figure(figure, folder / "study.png", dpi=150)
 
 
 if __name__ == "__main__":

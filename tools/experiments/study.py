@@ -55,7 +55,9 @@ def main() -> None:
         if not arguments.table:
             run_all(recipe, folder, runs, ways, seeds, arguments.processes, arguments.device)
     check_twins(runs)
-    finished = [way for way in WAYS if not list(missing(runs, [way], seeds))]
+    finished = [
+        way for way in WAYS if not WAYS[way].same_as and not list(missing(runs, [way], seeds))
+    ]
     rates = {way: best_rate(runs, way, seeds) for way in finished}
     result = {
         **table_of(recipe, runs, rates),

@@ -26,14 +26,13 @@ TWINS = (
 )
 
 
-def table_of(recipe: Recipe, runs: list[dict], rates: dict[str, float | None]) -> dict:
+def table_of(recipe: Recipe, runs: list[dict], rates: dict[str, float]) -> dict:
     """Return the study's table, as result files have it.
 
     Args:
         recipe: Of the study.
         runs: What ``finetune`` returned.
-        rates: The learning rate of each way that is reported. Ways without one have no row, and
-            neither have those that end with another's weights.
+        rates: The learning rate of each way that is reported. Others have no row.
     """
     twins = [
         f"{way} (as {WAYS[way].same_as})"
@@ -43,7 +42,6 @@ def table_of(recipe: Recipe, runs: list[dict], rates: dict[str, float | None]) -
     chosen = {
         way: {run["seed"]: run for run in runs if run["way"] == way and run["rate"] == rate}
         for way, rate in rates.items()
-        if rate is not None and not WAYS[way].same_as
     }
     reference = {seed: run["test"] for seed, run in chosen.get(REFERENCE, {}).items()}
     rows = []
