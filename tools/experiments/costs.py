@@ -2,9 +2,10 @@
 
     python tools/experiments/costs.py                # results/study_costs.json
     python tools/experiments/costs.py --rounds 0     # memory alone, on a busy machine
+    python tools/experiments/costs.py --device cuda --precision bfloat16 --batch 64
 
 At the size at which DINOv2 is finetuned rather than at the study's, whose images are so small that
-a step is all weights: images of 224 × 224 px, 16 of them.
+a step is all weights: 224 × 224 px.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from torch import Tensor, nn
 import dr2net
 from tools.arguments import positive
 from tools.benchmarks.measurements import peak_bytes, quartiles, seconds_of_step
+from tools.experiments.finetuning import in_precision
 from tools.experiments.pretrained import dinov2_small
-from tools.experiments.ways import WAYS, Way, prepare
+from tools.experiments.ways import WAYS, Way, prepare, select
 from tools.result_files import markdown_table, origin, write_json
 
-SIZE, BATCH, CLASSES = 224, 16, 10
+SIZE, CLASSES = 224, 10
 MOMENTS = 2  # of AdamW, as large as the weights that it trains
 NOTES = (
-    "DINOv2 ViT-S/14, {batch} images of {size} × {size} px, float32. Whole step: the network's "
+    "DINOv2 ViT-S/14, {batch} images of {size} × {size} px, {precision}. Whole step: the network's "
     "weights, the gradients of those that are trained, AdamW's two moments of them, and the peak "
     "of forward and backward beyond these, by PyTorch's allocator; 1 MB = 10^6 bytes. Ways that "
     "move (α, β) are measured where they keep most.{times}"
@@ -42,30 +44,31 @@ TIMES = (
 )
 
 
-def measure(rounds: int) -> dict[str, dict]:
+def measure(rounds: int, device: str, batch: int, precision: str) -> dict[str, dict]:
     """Return bytes and seconds of a step of each way; ways take turns."""
     warnings.filterwarnings("ignore", message=".*gradients cannot be trusted")
     torch.manual_seed(0)
-    images = torch.randn(BATCH, 3, SIZE, SIZE)
-    labels = torch.randint(0, CLASSES, (BATCH,))
+    images = torch.randn(batch, 3, SIZE, SIZE, device=device)
+    labels = torch.randint(0, CLASSES, (batch,), device=device)
     found, losses = {}, {}
     for name, way in WAYS.items():
         if way.beta is not None and way.same_as:
             continue  # the second way to the same network
-        model = make(way)
-        losses[name] = loss_of(model, images, labels)
+        model = make(way).to(device)
+        losses[name] = loss_of(model, images, labels, precision)
+        select(way, model, losses[name], seed=0)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        taken = peak_bytes(losses[name], trained, "cpu")
+        taken = peak_bytes(losses[name], trained, device)
         weights = sum(parameter.nbytes for parameter in model.parameters())
         state = (1 + MOMENTS) * sum(parameter.nbytes for parameter in trained)
         found[name] = {**taken, "weights": weights, "state": state, "seconds": []}
         model.zero_grad(set_to_none=True)
         if not rounds:
             losses.pop(name)
-    for turn in range(rounds + 1 if rounds else 0):
+    for turn in range(rounds + 2 if rounds else 0):
         for name, loss in losses.items():
-            seconds = seconds_of_step(loss, "cpu")
-            if turn:
+            seconds = seconds_of_step(loss, device)
+            if turn > 1:  # the first two warm up
                 found[name]["seconds"].append(seconds)
     return found
 
@@ -80,9 +83,16 @@ def make(way: Way) -> nn.Module:
     return model
 
 
-def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+def loss_of(
+    model: nn.Module, images: Tensor, labels: Tensor, precision: str
+) -> Callable[[], Tensor]:
     """Return a function that runs forward."""
-    return lambda: F.cross_entropy(model(images), labels)
+
+    def loss() -> Tensor:
+        with in_precision(precision, images.device.type):
+            return F.cross_entropy(model(images), labels)
+
+    return loss
 
 
 def whole_step(costs: dict) -> int:
@@ -93,13 +103,17 @@ def whole_step(costs: dict) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="timed turns; 0: memory alone")
-    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--threads", type=positive, default=2, help="of the CPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, default=Path("results/study_costs.json"))
     arguments = parser.parse_args()
     if arguments.rounds < 0:
         parser.error("--rounds has to be 0 or more")
     torch.set_num_threads(arguments.threads)
-    found = measure(arguments.rounds)
+    device, precision = arguments.device, arguments.precision
+    found = measure(arguments.rounds, device, arguments.batch, precision)
     reference = found["conventional"]
     rows = []
     for name, costs in found.items():
@@ -111,18 +125,18 @@ def main() -> None:
         }
         if arguments.rounds:
             pairs = zip(costs["seconds"], reference["seconds"], strict=True)
-            row["s/step"] = f"{statistics.median(costs['seconds']):.2f}"
+            row["s/step"] = f"{statistics.median(costs['seconds']):.3f}"
             row["time / conventional"] = quartiles(a / b for a, b in pairs)
         rows.append(row)
     times = TIMES.format(rounds=arguments.rounds) if arguments.rounds else ""
     result = {
         "title": "What a step of each way takes.",
         **origin(
-            "tools/experiments/costs.py", ["timm", "peft"], "cpu" if arguments.rounds else None
+            "tools/experiments/costs.py", ["timm", "peft"], device if arguments.rounds else None
         ),
         "columns": list(rows[0]),
         "rows": rows,
-        "notes": NOTES.format(batch=BATCH, size=SIZE, times=times),
+        "notes": NOTES.format(batch=arguments.batch, size=SIZE, precision=precision, times=times),
         "measured": found,
     }
     write_json(arguments.out, result)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import dr2net
 from tools.experiments.image_sets import ImageSet, Part, as_input, emoji, fashion_mnist
 from tools.experiments.pretrained import dinov2_small
-from tools.experiments.ways import WAYS, parameter_groups, prepare
+from tools.experiments.ways import WAYS, Way, parameter_groups, prepare, select
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Recipe:
         steps, batch: Of a run.
         flips: Dimensions of the image that are turned over, each with probability ½.
         head_rate: Learning rate of a new head.
+        precision: Of the network's modules: bfloat16 is by autocast.
+        searching_seeds: How many of the seeds, the first ones, choose the learning rate.
     """
 
     title: str
@@ -48,6 +52,8 @@ class Recipe:
     warmup: float = 0.1
     weight_decay: float = 0.05
     largest_gradient: float = 1.0
+    precision: str = "float32"
+    searching_seeds: int = 5
 
 
 RECIPES = {
@@ -71,6 +77,31 @@ RECIPES = {
         batch=16,
         flips=(-1,),
     ),
+    # For a GPU: hours a way on a CPU.
+    "fashion_1000": Recipe(
+        title="DINOv2 ViT-S/14 on 1,000 images of Fashion-MNIST",
+        draw=fashion_mnist,
+        numbers=(1000, 500, 2000),
+        classes=10,
+        size=98,
+        steps=160,
+        batch=64,
+        flips=(-1,),
+        precision="bfloat16",
+        searching_seeds=3,
+    ),
+    "emoji_400": Recipe(
+        title="DINOv2 ViT-S/14 on 400 of Noto's emoji",
+        draw=emoji,
+        numbers=(400, 150, 500),
+        classes=6,
+        size=98,
+        steps=100,
+        batch=64,
+        flips=(-1,),
+        precision="bfloat16",
+        searching_seeds=3,
+    ),
 }
 
 
@@ -87,10 +118,14 @@ def finetune(recipe: Recipe, way_name: str, rate: float, seed: int, device: str 
     Returns:
         ``validation`` and ``test`` in percent, ``plain`` and ``plain validation`` where the weights
         can be put back into the plain network, the ``loss`` of the last steps, the ``weights`` as
-        a digest, and ``seconds``. Accuracies of a network that is not finite any more are those of
-        its outputs as they are; ``loss`` is NaN then.
+        a digest, ``seconds``, and the name of a GPU. Accuracies of a network that is not finite
+        any more are those of its outputs as they are; ``loss`` is NaN then.
     """
     torch.set_num_threads(1)
+    if device != "cpu":  # on which sums have no order of their own, so that twins can be compared
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time alone
     warnings.filterwarnings("ignore", message=".*gradients cannot be trusted")
     way = WAYS[way_name]
     images = recipe.draw(seed, *recipe.numbers)
@@ -99,22 +134,24 @@ def finetune(recipe: Recipe, way_name: str, rate: float, seed: int, device: str 
     model, schedule = prepare(way, model, recipe.steps)
     model = model.to(device)
     start = time.perf_counter()
-    losses = _train(recipe, model, schedule, images.train, way.trained, rate, seed, device)
+    losses = _train(recipe, model, schedule, images.train, way, rate, seed, device)
     model.eval()
     found = {
         "way": way_name,
         "rate": rate,
         "seed": seed,
-        "validation": accuracy(model, images.validation, recipe.size, device),
-        "test": accuracy(model, images.test, recipe.size, device),
+        "validation": accuracy(model, images.validation, recipe, device),
+        "test": accuracy(model, images.test, recipe, device),
         "loss": sum(losses[-10:]) / len(losses[-10:]),
         "weights": digest(model),
         "seconds": round(time.perf_counter() - start, 2),
     }
+    if device != "cpu":
+        found["gpu"] = torch.cuda.get_device_name(device)
     if way.ends_on_the_line:
         dr2net.set_coefficients(model, 1.0, 0.0)
-        found["plain validation"] = accuracy(model, images.validation, recipe.size, device)
-        found["plain"] = accuracy(model, images.test, recipe.size, device)
+        found["plain validation"] = accuracy(model, images.validation, recipe, device)
+        found["plain"] = accuracy(model, images.test, recipe, device)
     return found
 
 
@@ -123,17 +160,30 @@ def _train(
     model: nn.Module,
     schedule: dr2net.CoefficientSchedule | None,
     part: Part,
-    trained: str,
+    way: Way,
     rate: float,
     seed: int,
     device: str,
 ) -> list[float]:
-    inputs, labels = as_input(part.images, recipe.size).to(device), part.labels.to(device)
-    head_rate = rate if trained == "head" else recipe.head_rate
+    inputs, labels = as_input(part.images.to(device), recipe.size), part.labels.to(device)
+
+    def loss_of_batch(drawn: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(part), (recipe.batch,), generator=drawn)
+        batch = inputs[chosen.to(device)]
+        for dimension in recipe.flips:
+            turned = torch.rand(recipe.batch, 1, 1, 1, generator=drawn) < 0.5
+            batch = torch.where(turned.to(device), batch.flip(dimension), batch)
+        with in_precision(recipe.precision, device):
+            return F.cross_entropy(model(batch), labels[chosen.to(device)])
+
+    # Of draws of its own, so that all ways see the same batches.
+    measured_on = torch.Generator().manual_seed(seed + 1)
+    selection = select(way, model, partial(loss_of_batch, measured_on), seed)
+    head_rate = rate if way.trained == "head" else recipe.head_rate
     groups = list(parameter_groups(model, rate, head_rate))
     rates = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
-    parameters = [parameter for group in groups for parameter in group["params"]]
+    epoch = math.ceil(len(part) / recipe.batch)  # steps
     drawn = torch.Generator().manual_seed(seed)
     losses = []
     for step in range(recipe.steps):
@@ -143,14 +193,12 @@ def _train(
             group["lr"] = highest * share
         if schedule is not None:
             schedule.apply(model, step)
-        chosen = torch.randint(len(part), (recipe.batch,), generator=drawn)
-        batch = inputs[chosen.to(device)]
-        for dimension in recipe.flips:
-            turned = torch.rand(recipe.batch, 1, 1, 1, generator=drawn) < 0.5
-            batch = torch.where(turned.to(device), batch.flip(dimension), batch)
-        loss = F.cross_entropy(model(batch), labels[chosen.to(device)])
+        if selection is not None and step % epoch == 0:
+            selection.draw(step // epoch, optimizer)
+        loss = loss_of_batch(drawn)
         optimizer.zero_grad()
         loss.backward()
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, recipe.largest_gradient)
         optimizer.step()
         losses.append(loss.item())
@@ -160,12 +208,19 @@ def _train(
     return losses
 
 
+def in_precision(precision: str, device: str) -> torch.autocast:
+    """Return what a network's modules are computed under."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, part: Part, size: int, device: str) -> float:
+def accuracy(model: nn.Module, part: Part, recipe: Recipe, device: str) -> float:
     """Return the top-1 accuracy in percent."""
     right = 0
     for images, labels in zip(part.images.split(100), part.labels.split(100), strict=True):
-        right += int((model(as_input(images, size).to(device)).argmax(1).cpu() == labels).sum())
+        with in_precision(recipe.precision, device):
+            outputs = model(as_input(images.to(device), recipe.size))
+        right += int((outputs.argmax(1).cpu() == labels).sum())
     return 100 * right / len(part)
 
 

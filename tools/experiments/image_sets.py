@@ -144,8 +144,9 @@ def _drawn(part: Part, seed: int, *numbers: int) -> list[Part]:
 
 
 def as_input(images: Tensor, size: int) -> Tensor:
-    """Return images as networks of ImageNet take them: (number, 3, size, size) float32."""
+    """Return images as networks of ImageNet take them: (number, 3, size, size) float32, there."""
     resized = F.interpolate(
         images.float() / 255, size=(size, size), mode="bicubic", antialias=True
     ).clamp(0, 1)
-    return (resized.expand(-1, 3, -1, -1) - MEAN) / STD
+    mean, std = MEAN.to(images.device), STD.to(images.device)
+    return (resized.expand(-1, 3, -1, -1) - mean) / std

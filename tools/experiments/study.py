@@ -8,7 +8,9 @@
 Each run is a file below work_dirs/study; what is there is not run again, so the command goes on
 where it was stopped, and ``--ways`` or ``--seeds`` may be asked for later. The learning rate of a
 way is the best by validation of neighbours a factor of about 3 apart: three at least, and more
-while the best is the lowest or the highest of them.
+while the best is the lowest or the highest of them. On a GPU, minutes a table and 14 processes:
+
+    python tools/experiments/study.py fashion_1000 --device cuda --processes 14
 """
 
 from __future__ import annotations
@@ -55,13 +57,18 @@ def main() -> None:
         if not arguments.table:
             run_all(recipe, folder, runs, ways, seeds, arguments.processes, arguments.device)
     check_twins(runs)
+    searching = seeds[: recipe.searching_seeds]
     finished = [
-        way for way in WAYS if not WAYS[way].same_as and not list(missing(runs, [way], seeds))
+        way
+        for way in WAYS
+        if not WAYS[way].same_as and not list(missing(runs, [way], seeds, searching))
     ]
-    rates = {way: best_rate(runs, way, seeds) for way in finished}
+    rates = {way: chosen_rate(runs, way, searching) for way in finished}
+    gpus = sorted({run["gpu"] for run in runs if "gpu" in run})
     result = {
         **table_of(recipe, runs, rates),
         **origin("tools/experiments/study.py", ["timm", "peft"]),
+        **({"hardware": ", ".join(gpus)} if gpus else {}),
         # Whatever the options of the runs, which may be of several days.
         "command": f"python tools/experiments/study.py {arguments.study}",
         "recipe": described(recipe),
@@ -151,7 +158,7 @@ def run_all(
     )
     with pool:
         while True:
-            for job in missing(runs, ways, seeds):
+            for job in missing(runs, ways, seeds, seeds[: recipe.searching_seeds]):
                 if len(going) == processes:
                     break
                 if job not in going.values():
@@ -183,22 +190,25 @@ def file_name(run: Run) -> str:
     return f"{words}-{run['rate']:.3g}-{run['seed']}.json"
 
 
-def missing(runs: list[Run], ways: list[str], seeds: range) -> Iterator[tuple[str, float, int]]:
+def missing(
+    runs: list[Run], ways: list[str], seeds: range, searching: range
+) -> Iterator[tuple[str, float, int]]:
     """Yield way, learning rate and seed of the runs that are to be made now.
 
-    What a way is compared with comes before it in ``WAYS``, and is finished first where one
-    process works; a twin that is made too soon is made again at the rate that is chosen then.
+    The seeds of ``searching`` run at every learning rate that is tried, the others at the best.
+
+    What a way is compared with comes before it in ``WAYS``.
     """
     done = {(run["way"], run["rate"], run["seed"]) for run in runs}
     for way in ways:
         twin = WAYS[way].same_as
         if twin:
-            wanted = [(way, best_rate(runs, twin, seeds), 0)]
+            wanted = [(way, chosen_rate(runs, twin, searching), 0)]
         else:
-            wanted = [
-                (way, rate, seed) for rate in rates_to_try(runs, way, seeds) for seed in seeds
-            ]
-        yield from (job for job in wanted if job[1] is not None and job not in done)
+            rates = rates_to_try(runs, way, searching)
+            wanted = [(way, rate, seed) for rate in rates for seed in searching]
+            wanted += [(way, chosen_rate(runs, way, searching), seed) for seed in seeds]
+        yield from (job for job in dict.fromkeys(wanted) if job[1] is not None and job not in done)
 
 
 def rates_to_try(runs: list[Run], way: str, seeds: range) -> list[float]:
@@ -210,7 +220,7 @@ def rates_to_try(runs: list[Run], way: str, seeds: range) -> list[float]:
         found = validations(runs, way, seeds)
         if any(rate not in found for rate in rates):
             return rates
-        best = max(rates, key=lambda rate: (found[rate], -rate))
+        best = best_of({rate: found[rate] for rate in rates})
         if best == rates[0] and low:
             low -= 1
         elif best == rates[-1] and high < len(RATES) - 1:
@@ -219,10 +229,17 @@ def rates_to_try(runs: list[Run], way: str, seeds: range) -> list[float]:
             return rates
 
 
-def best_rate(runs: list[Run], way: str, seeds: range) -> float | None:
-    """Return the learning rate whose validation accuracy is the highest, or None before a run."""
+def chosen_rate(runs: list[Run], way: str, seeds: range) -> float | None:
+    """Return the learning rate whose validation accuracy is the highest, or None before it is."""
     found = validations(runs, way, seeds)
-    return max(found, key=lambda rate: (found[rate], -rate)) if found else None
+    if any(rate not in found for rate in rates_to_try(runs, way, seeds)):
+        return None
+    return best_of(found)
+
+
+def best_of(validations: dict[float, float]) -> float:
+    """Return the learning rate with the highest accuracy, the lowest of equal ones."""
+    return max(validations, key=lambda rate: (validations[rate], -rate))
 
 
 def validations(runs: list[Run], way: str, seeds: range) -> dict[float, float]:

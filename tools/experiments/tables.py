@@ -17,9 +17,9 @@ NOTES = (
     "corrected for the number of ways. Plain: the same weights put back into the unchanged "
     "network, at (1, 0). A seed draws {train} images to train on, {validation} to validate on and "
     "those to test on, the new head, and the order of the images. Learning rate: the best by mean "
-    "validation accuracy among neighbours a factor of about 3 apart, three or more, until the best "
-    "is neither the lowest nor the highest. {steps} steps of {batch}, {size} × {size} px, float32, "
-    "AdamW.{twins}"
+    "validation accuracy{searching} among neighbours a factor of about 3 apart, three or more, "
+    "until the best is neither the lowest nor the highest. {steps} steps of {batch}, "
+    "{size} × {size} px, {precision}, AdamW.{twins}"
 )
 TWINS = (
     " The same weights to the last bit, at the end of a run, and so no row of their own, had: {}."
@@ -72,6 +72,12 @@ def table_of(recipe: Recipe, runs: list[dict], rates: dict[str, float]) -> dict:
             steps=recipe.steps,
             batch=recipe.batch,
             size=recipe.size,
+            precision=recipe.precision,
+            searching=(
+                f" of the first {recipe.searching_seeds} seeds"
+                if recipe.searching_seeds < max((len(s) for s in chosen.values()), default=0)
+                else ""
+            ),
             confidence=CONFIDENCE,
             twins=TWINS.format("; ".join(twins)) if twins else "",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,10 @@ class Way:
     Args:
         rate: The learning rate that the search begins at. That of a new head is the recipe's.
         pretrained: Whether it starts from the pretrained weights.
-        trained: ``"all"``, ``"head"``, ``"lora"`` or ``"side"``.
+        trained: ``"all"``, ``"head"``, ``"biases"`` (and the head), ``"lora"`` or ``"side"``.
+        channels: Budget of the input channels that are trained, and nothing else but the head, as
+            for ``dr2net.select_channels``; None: all are.
+        selector: Which channels, as there.
         alpha, beta: (α, β) of a Dr²Net, or the pairs that they move between; β None: no Dr²Net.
         order: In which α and β move.
         moving: Shares of the run between which they move.
@@ -35,6 +38,8 @@ class Way:
     rate: float = 3e-5
     pretrained: bool = True
     trained: str = "all"
+    channels: str | None = None
+    selector: str = "uniform"
     alpha: float | tuple[float, float] | None = None
     beta: float | tuple[float, float] | None = None
     order: str = "together"
@@ -80,6 +85,15 @@ WAYS: dict[str, Way] = {
     "LoRA": Way(trained="lora", rate=1e-3),
     "LoRA, checkpointed": Way(trained="lora", checkpointed=True, same_as="LoRA"),
     "LoRA, held (7/8, 1/8)": Way(trained="lora", rate=1e-3, beta=2**-3),
+    "10 % of channels": Way(channels="10%", rate=1e-4),
+    "10 % of channels, held (7/8, 1/8)": Way(channels="10%", rate=1e-4, beta=2**-3),
+    "2 % of channels": Way(channels="2%", rate=1e-4),
+    "2 % of channels, held (7/8, 1/8)": Way(channels="2%", rate=1e-4, beta=2**-3),
+    "biases and head": Way(trained="biases", rate=1e-3),
+    "biases and head, held (7/8, 1/8)": Way(trained="biases", rate=1e-3, beta=2**-3),
+    "30 % of channels": Way(channels="30%", rate=1e-4),
+    "30 % of channels, held (7/8, 1/8)": Way(channels="30%", rate=1e-4, beta=2**-3),
+    "10 % of channels, largest": Way(channels="10%", selector="largest", rate=1e-4),
     "held (1/2, 1/2)": Way(beta=2**-1),
     "side tuning": Way(trained="side", rate=1e-3),
     "previous reversible, float (0, 1)": Way(**PREVIOUS, arithmetic="float"),
@@ -150,6 +164,9 @@ def prepare(
     if way.trained == "head":
         model.requires_grad_(False)
         model.head.requires_grad_(True)
+    elif way.trained == "biases":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.endswith(".bias") or is_new(name))
     elif way.trained == "side":
         model = SideTuned(model)
     elif way.trained == "lora":
@@ -174,6 +191,15 @@ def prepare(
     dr2net.convert(model, alpha, beta, way.arithmetic, couplings=way.couplings)
     dr2net.set_reversible(model, not way.is_stored)
     return model, schedule
+
+
+def select(
+    way: Way, model: nn.Module, loss: Callable[[], Tensor], seed: int
+) -> dr2net.Selection | None:
+    """Choose the channels that train, where ``way`` trains some alone; ``loss`` is of a batch."""
+    if way.channels is None:
+        return None
+    return dr2net.select_channels(model, loss, way.channels, way.selector, seed=seed)
 
 
 def is_new(name: str) -> bool:

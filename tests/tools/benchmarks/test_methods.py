@@ -241,6 +241,8 @@ class TestWhatIsMissing:
 def test_offloaded_activations_come_back_as_they_were(name):
     if "trl" in METHODS[name].needs:
         pytest.importorskip("trl")
+    # Without it, a GPU's convolutions and attention do not repeat their own gradients.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     original, x = network().cuda(), images().cuda()
     ((expected,), (found,)) = (gradients(n, original, x) for n in (CONVENTIONAL, name))
     assert all(map(torch.equal, found, expected))

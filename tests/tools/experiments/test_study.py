@@ -62,21 +62,32 @@ def test_search_begins_with_three_rates_and_goes_on_past_the_best_at_an_end():
     assert study.rates_to_try(low, way, SEEDS) == [3e-6, 1e-5, 3e-5, 1e-4]
     found = low + runs_by_rate(way, {3e-6: 75})
     assert study.rates_to_try(found, way, SEEDS) == [3e-6, 1e-5, 3e-5, 1e-4]
-    assert study.best_rate(found, way, SEEDS) == 1e-5
+    assert study.chosen_rate(found, way, SEEDS) == 1e-5
 
 
 def test_a_rate_counts_when_all_seeds_have_run():
     way = "conventional"
     found = [*runs_by_rate(way, {1e-5: 60, 3e-5: 70}), run_of(way, 1e-4, 0, 99.0)]
-    assert study.best_rate(found, way, SEEDS) == 3e-5
-    assert list(study.missing(found, [way], SEEDS)) == [(way, 1e-4, 1)]
+    assert study.chosen_rate(found, way, SEEDS) is None
+    assert list(study.missing(found, [way], SEEDS, SEEDS)) == [(way, 1e-4, 1)]
+
+
+def test_the_first_seeds_choose_the_rate_at_which_the_others_run():
+    way, first = "conventional", range(1)
+    jobs = [(way, rate, 0) for rate in (1e-5, 3e-5, 1e-4)]
+    assert list(study.missing([], [way], SEEDS, first)) == jobs
+    found = [run_of(*jobs[0], 60), run_of(*jobs[1], 70), run_of(*jobs[2], 65)]
+    assert list(study.missing(found, [way], SEEDS, first)) == [(way, 3e-5, 1)]
+    found.append(run_of(way, 3e-5, 1, 10))
+    assert not list(study.missing(found, [way], SEEDS, first))
+    assert study.chosen_rate(found, way, first) == 3e-5
 
 
 def test_a_twin_runs_once_at_the_rate_that_was_chosen():
     found = runs_by_rate("conventional", {1e-5: 60, 3e-5: 70, 1e-4: 65})
     twin = "conventional, checkpointed"
-    assert list(study.missing(found, [twin], SEEDS)) == [(twin, 3e-5, 0)]
-    assert not list(study.missing([], [twin], SEEDS))
+    assert list(study.missing(found, [twin], SEEDS, SEEDS)) == [(twin, 3e-5, 0)]
+    assert not list(study.missing([], [twin], SEEDS, SEEDS))
 
 
 def test_a_twin_with_other_weights_is_an_error():
@@ -115,9 +126,12 @@ def test_every_way_trains_what_it_says_and_nothing_else(recipe, way, monkeypatch
     trained = {name for name, value in kept["model"].named_parameters() if value.requires_grad}
     assert any(is_new(name) for name in trained)
     others = {name for name in trained if not is_new(name)}
-    kinds = {"all": "blocks.", "lora": "lora_", "side": "side."}
+    kinds = {"all": "blocks.", "biases": ".bias", "lora": "lora_", "side": "side."}
     expected = kinds.get(WAYS[way].trained)
     assert any(expected in name for name in others) if expected else not others
+    if WAYS[way].channels or WAYS[way].trained == "biases":
+        kind = "weight_of_trained_channels" if WAYS[way].channels else ".bias"
+        assert all(name.endswith(kind) for name in others)
 
 
 @pytest.mark.parametrize("way", [name for name in WAYS if WAYS[name].same_as])
