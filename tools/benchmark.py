@@ -1,10 +1,10 @@
 """Memory, time and gradient error of ways to train a network with less memory, in one run.
 
     python tools/benchmark.py                                       # a ViT-S, on the CPU
-    python tools/benchmark.py --all --out results/benchmark_cpu.json
+    python tools/benchmark.py --all --out work_dirs/benchmark.json
     python tools/benchmark.py --compile --out results/benchmark_compiled.json
     python tools/benchmark.py --device cuda --models vit_base vit_large --frames 16 \
-        --batches 16 --precisions bfloat16 --compile --out results/benchmark_gpu.json
+        --batches 16 --precisions bfloat16 --all --out results/benchmark_gpu.json
 
 Needs torch and timm, and matplotlib for --plot; torch_remat, trl and peft for the methods that are
 theirs. What cannot run here is left out, and the table says why. Every combination of models,

@@ -1,6 +1,6 @@
-"""The picture of the study: accuracy against the memory of a step.
+"""The pictures of the study: accuracy against the memory of a step.
 
-python tools/experiments/pictures.py     # results/study.png
+python tools/experiments/pictures.py     # results/study.png and study_small.png
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from tools.experiments.ways import WAYS, Way
 from tools.figures import save_figure
 
 ROOT = Path(__file__).resolve().parents[2]
+PICTURES = {
+    "study.png": ("fashion_1000", "emoji_400"),
+    "study_small.png": ("fashion", "emoji"),
+}
 COLOURS = {
     "plain networks": "tab:grey",
     "part of the weights": "tab:olive",
@@ -38,7 +42,7 @@ COLOURS = {
 
 def kind_of(way: Way) -> str | None:
     """Return the kind that a way is drawn as, or None where it is not."""
-    if way.trained != "all":
+    if way.trained != "all" or way.channels:
         return "part of the weights"
     if way.beta is None:
         return "plain networks"
@@ -114,18 +118,23 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     folder = parser.parse_args().results
     costs = json.loads((folder / "study_costs.json").read_text())["measured"]
-    paths = [path for path in sorted(folder.glob("study_*.json")) if path.stem != "study_costs"]
-    figure, every = plt.subplots(
-        1, len(paths), figsize=(6.5 * len(paths), 5.5), squeeze=False, layout="constrained"
+    for picture, studies in PICTURES.items():
+        draw_studies(folder / picture, [folder / f"study_{study}.json" for study in studies], costs)
+
+
+def draw_studies(picture: Path, results: list[Path], costs: dict) -> None:
+    """Draw studies beside each other."""
+    figure, (every,) = plt.subplots(
+        1, len(results), figsize=(6.5 * len(results), 5.5), squeeze=False, layout="constrained"
     )
-    for axes, path in zip(every[0], paths, strict=True):
+    for axes, path in zip(every, results, strict=True):
         draw_study(axes, json.loads(path.read_text()), costs)
     labels: dict[str, object] = {}
-    for axes in every[0]:
+    for axes in every:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, fontsize=8)
-    save_figure(figure, folder / "study.png", dpi=150)
+    save_figure(figure, picture, dpi=150)
 
 
 if __name__ == "__main__":
