@@ -1,7 +1,7 @@
 """Finetune the demo's tiny ViT conventionally: what the reversible networks are compared with.
 
-    make demo
-    python tools/train.py configs/video/demo/conventional_vit_tiny_motion.py  # then
+    make demo  # once, for the clips and the pretrained weights
+    python tools/train.py configs/video/demo/conventional_vit_tiny_motion.py
 
 Recipe: that of pretrain_vit_tiny_motion.py, with VideoMAE's layer-wise decay.
 """
