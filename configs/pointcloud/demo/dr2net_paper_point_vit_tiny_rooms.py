@@ -17,7 +17,7 @@ default_hooks = dict(
         alpha=(1.0, 0.0),
         beta=(0.1, 1.0),
         begin=0,
-        end=48,
+        end=16,
         by_epoch=False,
         order="alternate",
     )
