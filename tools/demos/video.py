@@ -3,8 +3,9 @@
     python tools/demos/video.py                      # writes to work_dirs/demo_video
     python tools/demos/video.py --results results --seeds 5    # as committed
 
-Writes the motion clips (motion_clips.py), pretrains conventionally on one part of them and
-finetunes on the other in the ways of ways.py, by tools/train.py and configs/video/demo.
+Writes the motion clips (motion_clips.py), pretrains conventionally on those of dark ground and
+finetunes on a few of brighter ground in the ways of ways.py, by tools/train.py and
+configs/video/demo.
 """
 
 import sys

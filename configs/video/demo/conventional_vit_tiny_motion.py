@@ -1,4 +1,4 @@
-"""Finetune the demo's tiny ViT conventionally: what the reversible networks are compared with.
+"""Finetune the demo's tiny ViT conventionally on clips of brighter ground.
 
     make demo  # once, for the clips and the pretrained weights
     python tools/train.py configs/video/demo/conventional_vit_tiny_motion.py

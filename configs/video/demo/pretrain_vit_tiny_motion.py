@@ -1,4 +1,4 @@
-"""Pretrain a tiny ViT conventionally on one part of the motion clips; "make demo" runs it.
+"""Pretrain a tiny ViT conventionally on clips of dark ground; "make demo" runs it.
 
     python tools/demos/motion_clips.py data/motion
     python tools/train.py configs/video/demo/pretrain_vit_tiny_motion.py
