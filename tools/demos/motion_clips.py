@@ -134,7 +134,7 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
 
     Args:
         folder: Takes ``pretrain`` and ``finetune``.
-        shrink: Write this many times fewer clips of each class, for tests.
+        shrink: Write this many times fewer clips of each class, two at least, for tests.
 
     Raises:
         FileExistsError: ``folder`` holds something else.
@@ -146,7 +146,8 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
         "turns": list(TURNS),
         "grounds": GROUNDS,
         "clips_per_class": {
-            part: {split: max(1, count // shrink) for split, count in splits.items()}
+            # Two of a class make a batch of 16, and a smaller one would be left out of an epoch.
+            part: {split: max(2, count // shrink) for split, count in splits.items()}
             for part, splits in CLIPS_PER_CLASS.items()
         },
     }

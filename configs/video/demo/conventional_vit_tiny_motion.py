@@ -24,7 +24,7 @@ train_dataloader = dict(dataset=dict(data_root="data/motion/finetune"))
 val_dataloader = dict(dataset=dict(data_root="data/motion/finetune"))
 test_dataloader = dict(dataset=dict(data_root="data/motion/finetune"))
 
-train_cfg = dict(max_epochs=5, val_interval=5)
+train_cfg = dict(max_epochs=5, val_interval=2)
 optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=0.75))
 
 # What "make demo" keeps of the pretrained network: all of it.

@@ -111,10 +111,8 @@ def test_complete_set_is_kept_and_other_settings_replace_it(tmp_path):
     write_data_set(folder, shrink=40)
     assert not marker.exists()
     settings = json.loads((folder / SETTINGS).read_text())
-    assert (
-        settings["clips_per_class"]["finetune"]["val"]
-        == motion_clips.CLIPS_PER_CLASS["finetune"]["val"] // 40
-    )
+    wanted = motion_clips.CLIPS_PER_CLASS["pretrain"]["train"] // 40
+    assert settings["clips_per_class"]["pretrain"]["train"] == wanted
 
 
 def test_set_that_is_cut_short_is_not_taken_for_complete(tmp_path, monkeypatch):
