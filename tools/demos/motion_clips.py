@@ -9,8 +9,9 @@ whose edges are joined (what leaves on the right comes in on the left), so it st
 the object moves: every single frame has the same distribution in every class, and a network that
 does not look at motion is left with chance.
 
-Straight on and right turns are the part ``pretrain``, turning back and left turns the part
-``finetune``, each with annotation files and video folders as Kinetics has them (docs/video.md).
+The object goes straight on, turns right or turns back. The part ``pretrain`` has dark ground, the
+part ``finetune`` brighter ground, on which objects stand out less; each has annotation files and
+video folders as Kinetics has them (docs/video.md).
 """
 
 import argparse
@@ -29,26 +30,32 @@ FRAMES = 16
 FRAMES_PER_SECOND = 25
 DIRECTIONS = ("right", "down", "left", "up")
 # Quarter turns to the right between the halves of a clip.
-TURNS = {"pretrain": (0, 1), "finetune": (2, 3)}
+TURNS = (0, 1, 2)
 CLIPS_PER_CLASS = {
-    "pretrain": {"train": 300, "val": 30},
-    "finetune": {"train": 20, "val": 60},
+    "pretrain": {"train": 200, "val": 20},
+    "finetune": {"train": 10, "val": 40},
 }
 SEED = 0
+# Mean brightness of the ground, from 0 to 1; objects are of 0.55 at least.
+GROUNDS = {"pretrain": 0.25, "finetune": 0.4}
 
 
-def class_names(part: str) -> list[str]:
-    """Return the classes of ``pretrain`` or ``finetune`` in the order of their labels."""
+def class_names() -> list[str]:
+    """Return the classes of both parts in the order of their labels."""
     return [
         f"{first}_then_{DIRECTIONS[(number + turn) % 4]}"
-        for turn in TURNS[part]
+        for turn in TURNS
         for number, first in enumerate(DIRECTIONS)
     ]
 
 
-def draw_clip(name: str, random: np.random.Generator) -> np.ndarray:
-    """Draw a clip of the class ``name``: (FRAMES, SIDE, SIDE, 3) uint8, RGB."""
-    ground = 0.25 + 0.35 * (_noise(random, SIDE, 6) - 0.5) + random.uniform(-0.1, 0.1, 3)
+def draw_clip(name: str, brightness: float, random: np.random.Generator) -> np.ndarray:
+    """Draw a clip of the class ``name`` over ground of a mean ``brightness``.
+
+    Returns:
+        (FRAMES, SIDE, SIDE, 3) uint8, RGB.
+    """
+    ground = brightness + 0.35 * (_noise(random, SIDE, 6) - 0.5) + random.uniform(-0.1, 0.1, 3)
     radius = int(random.integers(7, 11))
     texture, mask = _draw_object(random, radius)
     place = random.uniform(0, SIDE, 2)
@@ -127,7 +134,7 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
 
     Args:
         folder: Takes ``pretrain`` and ``finetune``.
-        shrink: Write this many times fewer clips of each class, for tests.
+        shrink: Write this many times fewer clips of each class, two at least, for tests.
 
     Raises:
         FileExistsError: ``folder`` holds something else.
@@ -136,8 +143,11 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
         "side": SIDE,
         "frames": FRAMES,
         "seed": SEED,
+        "turns": list(TURNS),
+        "grounds": GROUNDS,
         "clips_per_class": {
-            part: {split: max(1, count // shrink) for split, count in splits.items()}
+            # Two of a class make a batch of 16, and a smaller one would be left out of an epoch.
+            part: {split: max(2, count // shrink) for split, count in splits.items()}
             for part, splits in CLIPS_PER_CLASS.items()
         },
     }
@@ -153,13 +163,12 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
 def _write_split(folder: Path, part: str, split: str, count: int) -> None:
     parts, splits = list(CLIPS_PER_CLASS), ["train", "val"]
     lines = []
-    for label, name in enumerate(class_names(part)):
+    for label, name in enumerate(class_names()):
         for number in range(count):
             key = [SEED, parts.index(part), splits.index(split), label, number]
             path = f"{name}/{number:04d}.mp4"
-            write_video(
-                folder / f"videos_{split}" / path, draw_clip(name, np.random.default_rng(key))
-            )
+            frames = draw_clip(name, GROUNDS[part], np.random.default_rng(key))
+            write_video(folder / f"videos_{split}" / path, frames)
             lines.append(f"{path} {label}\n")
     (folder / f"{split}_list_videos.txt").write_text("".join(lines))
 

@@ -71,13 +71,8 @@ DEMO = ways.Demo(
         "gradient error",
     ),
     draw=draw,
-    # Everything but the layer that says which class it is, and the norm before it.
-    transferred=(
-        "backbone.",
-        "decode_head.propagations.",
-        "decode_head.point.",
-        "decode_head.cloud.",
-    ),
+    # The classes are the same.
+    transferred=("backbone.", "decode_head."),
 )
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ TRAINED = {
     CONVENTIONAL: "conventional",
     CHECKPOINTED: "checkpointed",
     PREVIOUS: "previous_reversible",
-    SCHEDULED: "dr2net",
-    HELD: "dr2net_held",
+    SCHEDULED: "dr2net_paper",
+    HELD: "dr2net",
 }
 NOTES = (
     "The difference to conventional is paired by seed, its interval Student's. Checkpointed was "

@@ -23,12 +23,12 @@ model = dict(
 
 data_root = "data/rooms/finetune/rooms"
 # Four rooms.
-train_dataloader = dict(dataset=dict(data_root=data_root, areas=[1], loop=32))
+train_dataloader = dict(dataset=dict(data_root=data_root, areas=[1], loop=16))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = dict(dataset=dict(data_root=data_root))
 
-train_cfg = dict(max_epochs=6, val_interval=3)
+train_cfg = dict(max_epochs=4, val_interval=2)
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 
-# What "make demo-pointcloud" keeps of the pretrained network: everything but the layer that says
-# which class it is, and the norm before it.
+# What "make demo-pointcloud" keeps of the pretrained network: all of it.
 load_from = "work_dirs/demo_pointcloud/runs/pretrained.pth"

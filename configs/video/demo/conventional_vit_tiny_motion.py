@@ -1,7 +1,7 @@
-"""Finetune the demo's tiny ViT conventionally: what the reversible networks are compared with.
+"""Finetune the demo's tiny ViT conventionally on clips of brighter ground.
 
-    make demo
-    python tools/train.py configs/video/demo/conventional_vit_tiny_motion.py  # then
+    make demo  # once, for the clips and the pretrained weights
+    python tools/train.py configs/video/demo/conventional_vit_tiny_motion.py
 
 Recipe: that of pretrain_vit_tiny_motion.py, with VideoMAE's layer-wise decay.
 """
@@ -24,8 +24,8 @@ train_dataloader = dict(dataset=dict(data_root="data/motion/finetune"))
 val_dataloader = dict(dataset=dict(data_root="data/motion/finetune"))
 test_dataloader = dict(dataset=dict(data_root="data/motion/finetune"))
 
-train_cfg = dict(max_epochs=10, val_interval=5)
-optim_wrapper = dict(optimizer=dict(lr=4e-3), paramwise_cfg=dict(decay_rate=0.75))
+train_cfg = dict(max_epochs=5, val_interval=2)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=0.75))
 
-# What "make demo" keeps of the pretrained network: everything but the head.
+# What "make demo" keeps of the pretrained network: all of it.
 load_from = "work_dirs/demo_video/runs/pretrained.pth"

@@ -1,4 +1,4 @@
-"""Pretrain a tiny ViT conventionally on one part of the motion clips; "make demo" runs it.
+"""Pretrain a tiny ViT conventionally on clips of dark ground; "make demo" runs it.
 
     python tools/demos/motion_clips.py data/motion
     python tools/train.py configs/video/demo/pretrain_vit_tiny_motion.py
@@ -25,7 +25,7 @@ model = dict(
         num_frames=8,
         drop_path_rate=0.0,
     ),
-    cls_head=dict(num_classes=8, in_channels=96, init_std=0.02, label_smooth_eps=0.0),
+    cls_head=dict(num_classes=12, in_channels=96, init_std=0.02, label_smooth_eps=0.0),
     data_preprocessor=dict(blending=None),
 )
 
@@ -34,7 +34,7 @@ frames = dict(type="SampleFrames", clip_len=8, frame_interval=2, num_clips=1)
 train_dataset = dict(
     data_root="data/motion/pretrain",
     ann_file="train_list_videos.txt",
-    num_classes=8,
+    num_classes=12,
     num_repeats=1,
     pipeline=[
         dict(type="DecordOpen"),
@@ -49,7 +49,7 @@ train_dataset = dict(
 val_dataset = dict(
     data_root="data/motion/pretrain",
     ann_file="val_list_videos.txt",
-    num_classes=8,
+    num_classes=12,
     pipeline=[
         dict(type="DecordOpen"),
         dict(frames, test_mode=True),
@@ -68,9 +68,9 @@ train_dataloader = dict(
 val_dataloader = dict(in_process, batch_size=64, dataset=val_dataset)
 test_dataloader = dict(in_process, batch_size=64, dataset=val_dataset)
 
-train_cfg = dict(max_epochs=8, val_begin=1, val_interval=4)
+train_cfg = dict(max_epochs=10, val_begin=1, val_interval=5)
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3),
+    optimizer=dict(lr=1.5e-3),
     # From random weights every layer learns at the same rate.
     paramwise_cfg=dict(decay_rate=1.0, num_layers=12),
 )

@@ -1,7 +1,7 @@
 """Finetune the demo's tiny ViT as earlier methods do: reversible, (0, 1), from the first step.
 
-    make demo
-    python tools/train.py configs/video/demo/previous_reversible_vit_tiny_motion.py  # then
+    make demo  # once, for the clips and the pretrained weights
+    python tools/train.py configs/video/demo/previous_reversible_vit_tiny_motion.py
 
 Recipe: that of conventional_vit_tiny_motion.py.
 """

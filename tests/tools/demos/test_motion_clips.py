@@ -10,7 +10,7 @@ import decord
 
 from tools.demos import motion_clips
 from tools.demos.generated_data import SETTINGS
-from tools.demos.motion_clips import class_names, draw_clip, write_data_set
+from tools.demos.motion_clips import GROUNDS, class_names, draw_clip, write_data_set
 
 PARTS = ["pretrain", "finetune"]
 
@@ -25,12 +25,11 @@ def clips(tmp_path_factory):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_first_frame_does_not_depend_on_the_class(part):
-    first = [draw_clip(name, np.random.default_rng(3))[0] for name in class_names(part)]
+    first = [draw_clip(name, GROUNDS[part], np.random.default_rng(3))[0] for name in class_names()]
     assert all(np.array_equal(frame, first[0]) for frame in first)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_frame_is_the_first_frame_of_some_clip_of_every_class(part, monkeypatch):
+def test_every_frame_is_the_first_frame_of_some_clip_of_every_class(monkeypatch):
     # Without the ground the object alone is left; a motion must do no more than move it around the
     # joined edges, by a way that depends on the class and the speed but not on where it starts.
     places = []
@@ -38,19 +37,27 @@ def test_every_frame_is_the_first_frame_of_some_clip_of_every_class(part, monkey
         motion_clips, "_paste", lambda ground, texture, mask, x, y: places.append((x, y)) or ground
     )
     ways = []
-    for name in class_names(part):
+    for name in class_names():
         for seed in (1, 2):
             places.clear()
-            draw_clip(name, np.random.default_rng(seed))
+            draw_clip(name, 0.3, np.random.default_rng(seed))
             way = np.array(places) - places[0]
             ways.append(way / abs(way).max())
     for one, other in zip(ways[::2], ways[1::2], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-12)
 
 
-def test_classes_of_the_parts_are_all_different():
-    names = [*class_names("pretrain"), *class_names("finetune")]
-    assert len(set(names)) == len(names) == 16
+def test_classes_are_all_different():
+    assert len(set(class_names())) == len(class_names()) == 12
+
+
+def test_ground_to_finetune_on_is_brighter():
+    means = [
+        np.mean([draw_clip("right_then_up", GROUNDS[part], random)[0] for _ in range(20)])
+        for part, random in zip(PARTS, np.random.default_rng(0).spawn(2), strict=True)
+    ]
+    # The object covers a part of a frame.
+    assert 0.7 < (means[1] - means[0]) / (255 * (GROUNDS["finetune"] - GROUNDS["pretrain"])) < 1
 
 
 def test_object_moves_as_the_class_says(monkeypatch):
@@ -58,7 +65,7 @@ def test_object_moves_as_the_class_says(monkeypatch):
     monkeypatch.setattr(
         motion_clips, "_paste", lambda ground, texture, mask, x, y: places.append((x, y)) or ground
     )
-    draw_clip("right_then_up", np.random.default_rng(0))
+    draw_clip("right_then_up", 0.3, np.random.default_rng(0))
     steps = np.diff(places, axis=0)
     half = len(steps) // 2
     assert (steps[:half, 0] > 0.1).all()
@@ -72,14 +79,14 @@ def test_object_moves_as_the_class_says(monkeypatch):
 def test_lists_name_videos_that_decode_to_what_was_drawn(clips, part, split):
     lines = (clips / part / f"{split}_list_videos.txt").read_text().splitlines()
     path, label = lines[-1].rsplit(" ", 1)
-    assert path.startswith(class_names(part)[int(label)])
+    assert path.startswith(class_names()[int(label)])
     frames = decord.VideoReader(str(clips / part / f"videos_{split}" / path))
     assert len(frames) == motion_clips.FRAMES
     assert frames[0].shape == (motion_clips.SIDE, motion_clips.SIDE, 3)
     number = int(path[-8:-4])
     splits = ["train", "val"]
     key = [motion_clips.SEED, PARTS.index(part), splits.index(split), int(label), number]
-    drawn = draw_clip(class_names(part)[int(label)], np.random.default_rng(key))
+    drawn = draw_clip(class_names()[int(label)], GROUNDS[part], np.random.default_rng(key))
     error = np.abs(frames[:].asnumpy().astype(float) - drawn).mean()
     assert error < 10  # of 255, the loss of the codec; two different clips differ by 40
 
@@ -104,10 +111,8 @@ def test_complete_set_is_kept_and_other_settings_replace_it(tmp_path):
     write_data_set(folder, shrink=40)
     assert not marker.exists()
     settings = json.loads((folder / SETTINGS).read_text())
-    assert (
-        settings["clips_per_class"]["finetune"]["val"]
-        == motion_clips.CLIPS_PER_CLASS["finetune"]["val"] // 40
-    )
+    wanted = motion_clips.CLIPS_PER_CLASS["pretrain"]["train"] // 40
+    assert settings["clips_per_class"]["pretrain"]["train"] == wanted
 
 
 def test_set_that_is_cut_short_is_not_taken_for_complete(tmp_path, monkeypatch):
