@@ -75,7 +75,7 @@ def publish_openmmlab(args: argparse.Namespace, card: dict[str, str]) -> Path:
     from dr2net.openmmlab.publishing import WRAPPERS, publish_checkpoint
     from tools.classes import spread_classes
 
-    wrappers = {**WRAPPERS, "TiledDetector": "detector"}
+    wrappers = {**WRAPPERS, "TiledDetector": "detector", "FullResolutionSegmentor": "segmentor"}
     config = Config.fromfile(args.model)
     spread_classes(config)
     name = Path(args.model).stem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from ..publishing.card import file_hash, write_card
 from ..publishing.folders import new_folder
 from ..publishing.line import refuse_no_plain_network
 from .checkpoint import coefficients_in, read_checkpoint
+from .network_files import OURS, copy_network, files_of
 
 __all__ = ["plain_settings", "publish_checkpoint"]
 
 # Types that build what they hold and change how it runs, but none of its parameters' names.
 WRAPPERS = {"Dr2NetBackbone": "backbone"}
-OURS = ("dr2net.", "tasks.")
 USAGE = """\
-from mmengine.config import Config
+{path}from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 
@@ -31,6 +32,12 @@ config = Config.fromfile("{config}")
 init_default_scope(config.default_scope)
 model = MODELS.build(config.model)  # {needs}
 load_checkpoint(model, "{weights}", strict=True)"""
+
+SEARCH = """\
+import sys
+
+sys.path.insert(0, ".")  # this folder, of which the config imports {package}
+"""
 
 
 def publish_checkpoint(
@@ -45,7 +52,8 @@ def publish_checkpoint(
 
     The weights are those under the model's own names, without optimizer and coefficients; they are
     loaded into the plain model by ``strict=True`` before the folder is there. The config builds the
-    model; it has the pipeline of tests as well, where that is the library's own.
+    model; it has the pipeline of tests as well, where that is the library's own. A network of this
+    project's files gets these beside it, where they do without dr2net (``network_files``).
 
     Args:
         config: that the checkpoint was trained with.
@@ -68,28 +76,39 @@ def publish_checkpoint(
     weights = {key: tensor for key, tensor in state.items() if key not in pairs}
     scope, own = config.get("default_scope", "mmengine"), _own_types()
     settings = plain_settings(config.model.to_dict(), wrappers)
-    if _types(settings.get("train_cfg")) & own:  # which a test does without
+    if _types(settings.get("train_cfg")) & own.keys():  # which a test does without
         settings["train_cfg"] = None
     init_default_scope(scope)
-    model = MODELS.build(settings)
+    model = MODELS.build(deepcopy(settings))  # DINO writes into its settings
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} is not of the model of the config: {error}") from error
-    kinds = sorted(_types(settings) & own)
+    kinds = {name: module for name, module in own.items() if name in _types(settings)}
+    built = {type(part).__name__: type(part).__module__ for part in model.modules()}
+    kinds |= dict(built.items() & own.items())  # that the config does not name
+    files = files_of(kinds.values()) if kinds else None
     plain: dict[str, Any] = {"default_scope": scope, "model": settings}
-    if kinds:
+    if kinds and files is None:
         plain["custom_imports"] = config.get("custom_imports")
-    if "test_dataloader" in config and not _types(config.test_dataloader) & own:
+    if "test_dataloader" in config and not _types(config.test_dataloader) & own.keys():
         plain["test_dataloader"] = config.test_dataloader
     meta = {key: found["meta"][key] for key in ("dataset_meta",) if key in found.get("meta", {})}
     with new_folder(folder) as draft:
         path = draft / f"{name}.pth"
         torch.save({"meta": meta, "state_dict": weights}, path)
         path = path.rename(path.with_name(f"{name}-{file_hash(path)[:8]}.pth"))
+        needs, search = "without dr2net", ""
+        if files is not None:
+            package = copy_network(kinds, files, draft)
+            plain["custom_imports"] = {"imports": [package], "allow_failed_imports": False}
+            search = SEARCH.format(package=package)
+        elif kinds:
+            needs = f"needs dr2net, for {', '.join(sorted(kinds))}"
         Config(plain).dump(draft / f"{name}.py")
         usage = USAGE.format(
-            needs=f"needs dr2net, for {', '.join(kinds)}" if kinds else "without dr2net",
+            path=search,
+            needs=needs,
             config=f"{name}.py",
             weights=path.name,
         )
@@ -119,12 +138,16 @@ def _types(settings: Any) -> set[str]:
     return set()
 
 
-def _own_types() -> set[str]:
-    """Names that this project has registered, in mmengine's registries or in those below."""
+def _own_types() -> dict[str, str]:
+    """Names that this project has registered in any registry, with the module of each."""
     waiting = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    found: set[str] = set()
+    found: dict[str, str] = {}
     for each in waiting:
         own = each.module_dict.items()
-        found.update(name for name, kind in own if kind.__module__.startswith(OURS))
+        found.update(
+            (name, kind.__module__)
+            for name, kind in own
+            if kind.__module__.partition(".")[0] in OURS
+        )
         waiting += each.children.values()
     return found
