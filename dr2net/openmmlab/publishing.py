@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from mmengine import registry
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from ..publishing.card import file_hash, write_card
+from ..publishing.card import file_hash, write_card, write_results
 from ..publishing.folders import new_folder
 from ..publishing.line import refuse_no_plain_network
 from .checkpoint import coefficients_in, read_checkpoint
@@ -47,6 +47,7 @@ def publish_checkpoint(
     name: str,
     card: Mapping[str, str] | None = None,
     wrappers: Mapping[str, str] = WRAPPERS,
+    results: Sequence[tuple[str, str, float]] = (),
 ) -> Path:
     """Writes ``NAME-HASH.pth``, ``NAME.py`` and a model card to ``folder``, which it makes.
 
@@ -58,7 +59,7 @@ def publish_checkpoint(
     Args:
         config: that the checkpoint was trained with.
         wrappers: from types of the config that are left out to the key of what they hold.
-        card: as in ``dr2net.publish``.
+        card, results: as in ``dr2net.publish``.
 
     Returns:
         The file of the weights.
@@ -114,6 +115,7 @@ def publish_checkpoint(
         )
         last = next(iter(pairs.values()), None)
         write_card(draft, name, scope, last, usage, path, card or {})
+        write_results(draft, results)
     return Path(folder) / path.name
 
 

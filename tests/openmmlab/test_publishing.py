@@ -139,7 +139,8 @@ def test_a_process_without_dr2net_loads_what_revert_gives(demo, tmp_path):
     saved = tmp_path / "epoch_5.pth"
     meta = {"dataset_meta": {"classes": ("ring", "cross")}, "cfg": "long"}
     torch.save({"meta": meta, "state_dict": model.state_dict(), "optimizer": {}}, saved)
-    path = main([str(config), str(saved), str(tmp_path / "out"), "--metric", "AP 49.6"])
+    said = ["--metric", "AP 49.6", "--result", "own/rings", "AP", "49.6"]
+    path = main([str(config), str(saved), str(tmp_path / "out"), *said])
 
     assert re.fullmatch(rf"{name}-[0-9a-f]{{8}}\.pth", path.name)
     published = torch.load(path)
@@ -147,6 +148,7 @@ def test_a_process_without_dr2net_loads_what_revert_gives(demo, tmp_path):
     assert "optimizer" not in published
     card = (path.parent / "README.md").read_text()
     assert "- Measured: AP 49.6" in card
+    assert "value: 49.6" in (path.parent / ".eval_results/own--rings.yaml").read_text()
     inputs = draw()
     torch.save(inputs, path.parent / "inputs.pt")
     load_without_dr2net(path.parent, MENDED[demo], FORWARD)
