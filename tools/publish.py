@@ -88,11 +88,19 @@ def publish_openmmlab(
 
     import dr2net.openmmlab  # noqa: F401 - mends OpenMMLab before a config imports it
     from dr2net.openmmlab.publishing import WRAPPERS, publish_checkpoint
-    from tools.classes import spread_classes
+    from tools.classes import innermost, spread_classes
 
     wrappers = {**WRAPPERS, "TiledDetector": "detector", "FullResolutionSegmentor": "segmentor"}
     config = Config.fromfile(args.model)
     spread_classes(config)
+    if str(config.model.type).endswith("TiledDetector"):
+        from tasks.detection.tiles import SCALE_FACTOR
+
+        # It resizes tiles by itself; the detector alone takes whole images, at the scale of tiles.
+        scale = config.model.get("scale_factor", SCALE_FACTOR)
+        resize = {"type": "Resize", "scale_factor": scale, "keep_ratio": True}
+        for dataset in innermost(config.test_dataloader):
+            dataset.pipeline.insert(1, resize)
     name = Path(args.model).stem
     return publish_checkpoint(config, args.checkpoint, args.folder, name, card, wrappers, results)
 

@@ -53,8 +53,9 @@ def publish_checkpoint(
 
     The weights are those under the model's own names, without optimizer and coefficients; they are
     loaded into the plain model by ``strict=True`` before the folder is there. The config builds the
-    model; it has the pipeline of tests as well, where that is the library's own. A network of this
-    project's files gets these beside it, where they do without dr2net (``network_files``).
+    model; it has what the library's inferencers need as well, the pipeline of tests and a
+    visualizer, where these are the library's own or only add to them. A network of this project's
+    files gets these beside it, where they do without dr2net (``network_files``).
 
     Args:
         config: that the checkpoint was trained with.
@@ -85,15 +86,15 @@ def publish_checkpoint(
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint} is not of the model of the config: {error}") from error
-    kinds = {name: module for name, module in own.items() if name in _types(settings)}
-    built = {type(part).__name__: type(part).__module__ for part in model.modules()}
-    kinds |= dict(built.items() & own.items())  # that the config does not name
+    kinds = {name: own[name].__module__ for name in _types(settings) & own.keys()}
+    kinds |= {  # that the config does not name
+        name: kind.__module__ for name, kind in own.items() if kind in map(type, model.modules())
+    }
     files = files_of(kinds.values()) if kinds else None
     plain: dict[str, Any] = {"default_scope": scope, "model": settings}
     if kinds and files is None:
         plain["custom_imports"] = config.get("custom_imports")
-    if "test_dataloader" in config and not _types(config.test_dataloader) & own.keys():
-        plain["test_dataloader"] = config.test_dataloader
+    plain |= _for_inferencers(config, own)
     meta = {key: found["meta"][key] for key in ("dataset_meta",) if key in found.get("meta", {})}
     with new_folder(folder) as draft:
         path = draft / f"{name}.pth"
@@ -140,16 +141,45 @@ def _types(settings: Any) -> set[str]:
     return set()
 
 
-def _own_types() -> dict[str, str]:
-    """Names that this project has registered in any registry, with the module of each."""
+def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a library's inferencers look for in a config, in the library's own types, or nothing.
+
+    The types of this project that only add to one of the library's give way to it.
+    """
+    if "test_dataloader" not in config:
+        return {}
+    loader: Mapping[str, Any] = config.test_dataloader
+    if _types(loader) & own.keys():
+        dataset = loader["dataset"]
+        steps = [
+            dict(step, type=_of_the_library(step, own)) for step in dataset.get("pipeline", ())
+        ]
+        if not steps or _types(steps) & own.keys():
+            return {}
+        loader = {"dataset": {"type": _of_the_library(dataset, own), "pipeline": steps}}
+    visualizer = config.get("visualizer") or {}
+    if not visualizer or _types(visualizer) & own.keys():
+        return {"test_dataloader": loader}
+    return {"test_dataloader": loader, "visualizer": {"type": visualizer["type"]}}
+
+
+def _of_the_library(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The type of ``settings``, or for one of this project the class that it inherits from."""
+    name = str(settings["type"])
+    kind = own.get(name.rpartition(".")[2])
+    bases = kind.__mro__ if isinstance(kind, type) else ()
+    others = [base for base in bases if base.__module__.partition(".")[0] not in OURS]
+    return others[0].__name__ if others and others[0] is not object else name
+
+
+def _own_types() -> dict[str, Any]:
+    """What this project has registered in any registry, by name."""
     waiting = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for each in waiting:
         own = each.module_dict.items()
         found.update(
-            (name, kind.__module__)
-            for name, kind in own
-            if kind.__module__.partition(".")[0] in OURS
+            (name, kind) for name, kind in own if kind.__module__.partition(".")[0] in OURS
         )
         waiting += each.children.values()
     return found

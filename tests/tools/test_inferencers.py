@@ -20,6 +20,7 @@ from mmengine.registry import MODELS, init_default_scope
 from dr2net.openmmlab.checkpoint import UnmatchedCheckpointError
 from tests.video_clips import write_clip
 from tools.predict import main as predict
+from tools.publish import main as publish
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECOGNIZER = CONFIGS / "video/demo/dr2net_held_vit_tiny_motion.py"
@@ -73,6 +74,30 @@ def test_an_image_is_cut_and_its_objects_are_found_as_by_our_command(tmp_path):
     ):
         expected = [entry[name] for entry in ours["detections"]]  # boxes to a hundredth of a pixel
         np.testing.assert_allclose(theirs[key], expected, rtol=0, atol=error)
+
+
+@pytest.mark.filterwarnings("ignore:This .* left")
+def test_published_folders_are_taken(tmp_path):
+    mmaction = pytest.importorskip("mmaction.apis.inferencers")
+    mmdet = pytest.importorskip("mmdet.apis", exc_type=ImportError)
+    video = write_clip(tmp_path / "clip.mp4")
+    image = tmp_path / "image.png"
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    for config, scope, kind, source in (
+        (RECOGNIZER, "mmaction", mmaction.MMAction2Inferencer, video),
+        (DETECTOR, "mmdet", mmdet.DetInferencer, image),
+    ):
+        weights = save_checkpoint(config, tmp_path / "weights.pth")
+        plain = publish([str(config), weights, str(tmp_path / scope)])
+        model = str(plain.with_name(config.name))
+        found = kind(model, str(plain), device="cpu")(str(source))["predictions"][0]
+        predict([model, str(plain), str(source), "--out", str(tmp_path / "out")])
+        ours = json.loads((tmp_path / f"out/{source.stem}.json").read_text())
+        if scope == "mmdet":  # a tile is resized by 1, as the config says
+            assert ours["tiles"] == 0
+            assert found["scores"] == [entry["score"] for entry in ours["detections"]]
+        else:
+            assert max(found["rec_scores"][0]) == ours["classes"][0]["score"]
 
 
 def test_a_checkpoint_of_a_hook_is_refused(tmp_path):
