@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,10 @@ def publish_checkpoint(
     }
     files = files_of(kinds.values()) if kinds else None
     plain: dict[str, Any] = {"default_scope": scope, "model": settings}
-    if kinds and files is None:
-        plain["custom_imports"] = config.get("custom_imports")
+    imports = (config.get("custom_imports") or {}).get("imports") or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    if not kinds or files is not None:  # those of others alone
+        imports = [module for module in imports if module.partition(".")[0] not in OURS]
     plain |= _for_inferencers(config, own)
     meta = {key: found["meta"][key] for key in ("dataset_meta",) if key in found.get("meta", {})}
     with new_folder(folder) as draft:
@@ -102,11 +104,12 @@ def publish_checkpoint(
         path = path.rename(path.with_name(f"{name}-{file_hash(path)[:8]}.pth"))
         needs, search = "without dr2net", ""
         if files is not None:
-            package = copy_network(kinds, files, draft)
-            plain["custom_imports"] = {"imports": [package], "allow_failed_imports": False}
-            search = SEARCH.format(package=package)
+            imports.append(copy_network(kinds, files, draft))
+            search = SEARCH.format(package=imports[-1])
         elif kinds:
             needs = f"needs dr2net, for {', '.join(sorted(kinds))}"
+        if imports:
+            plain["custom_imports"] = {"imports": imports, "allow_failed_imports": False}
         Config(plain).dump(draft / f"{name}.py")
         usage = USAGE.format(
             path=search,
@@ -163,23 +166,27 @@ def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
     return {"test_dataloader": loader, "visualizer": {"type": visualizer["type"]}}
 
 
-def _of_the_library(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """The type of ``settings``, or for one of this project the class that it inherits from."""
-    name = str(settings["type"])
-    kind = own.get(name.rpartition(".")[2])
+def _of_the_library(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    """The type of ``settings``, or of one of this project the registered class that it inherits.
+
+    None where there is none.
+    """
+    kind = own.get(str(settings["type"]).rpartition(".")[2])
+    if kind is None:
+        return settings["type"]
+    registered = {found: name for name, found in _registered() if found not in own.values()}
     bases = kind.__mro__ if isinstance(kind, type) else ()
-    others = [base for base in bases if base.__module__.partition(".")[0] not in OURS]
-    return others[0].__name__ if others and others[0] is not object else name
+    return next((registered[base] for base in bases if base in registered), None)
 
 
 def _own_types() -> dict[str, Any]:
     """What this project has registered in any registry, by name."""
+    return {name: kind for name, kind in _registered() if kind.__module__.partition(".")[0] in OURS}
+
+
+def _registered() -> Iterator[tuple[str, Any]]:
+    """What mmengine's registries hold, and those below them."""
     waiting = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    found: dict[str, Any] = {}
     for each in waiting:
-        own = each.module_dict.items()
-        found.update(
-            (name, kind) for name, kind in own if kind.__module__.partition(".")[0] in OURS
-        )
+        yield from each.module_dict.items()
         waiting += each.children.values()
-    return found

@@ -215,7 +215,7 @@ def test_a_network_of_files_that_need_dr2net_says_so(tmp_path):
     path = main([str(config), str(saved), str(tmp_path / "out")])
     needs = "needs dr2net, for ActionFormerHead, ActionFormerPyramid, ActionLocalizer, ChunkViT"
     assert needs in (path.parent / "README.md").read_text()
-    assert Config.fromfile(path.parent / "own.py").custom_imports == imports
+    assert Config.fromfile(path.parent / "own.py").custom_imports.imports == imports["imports"]
     assert not [entry for entry in path.parent.iterdir() if entry.is_dir()]
 
 
@@ -226,6 +226,23 @@ def test_a_config_may_say_its_classes_at_its_top(tmp_path):
     torch.save({"state_dict": build(DETECTION, 0.875, 0.125, num_classes=5).state_dict()}, saved)
     path = main([str(config), str(saved), str(tmp_path / "out")])
     assert Config.fromfile(path.parent / "own.py").model.bbox_head.num_classes == 5
+
+
+@pytest.mark.filterwarnings("ignore:This .* left")
+def test_what_others_wrote_is_imported_as_before(tmp_path, monkeypatch):
+    pytest.importorskip("mmdet", exc_type=ImportError)
+    (tmp_path / "their_package.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    config, saved = tmp_path / "own.py", tmp_path / "epoch_5.pth"
+    imports = ["dr2net.openmmlab", "tasks.detection", "their_package"]
+    config.write_text(f"_base_ = {str(DETECTION)!r}\ncustom_imports = dict({imports = })\n")
+    torch.save({"state_dict": build(DETECTION, 0.875, 0.125).state_dict()}, saved)
+    path = main([str(config), str(saved), str(tmp_path / "out")])
+    published = Config.fromfile(path.parent / "own.py")
+    assert published.custom_imports.imports == ["their_package"]
+    dataset = published.test_dataloader.dataset
+    assert dataset.type == "CocoDataset"  # of which SmallObjectDataset is one
+    assert {step.type for step in dataset.pipeline} >= {"LoadImageFromFile", "PackDetInputs"}
 
 
 def test_off_the_line_and_of_another_model_nothing_is_published(tmp_path):
