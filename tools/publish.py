@@ -99,7 +99,7 @@ def publish_openmmlab(
         # It resizes tiles by itself; the detector alone takes whole images, at the scale of tiles.
         scale = config.model.get("scale_factor", SCALE_FACTOR)
         resize = {"type": "Resize", "scale_factor": scale, "keep_ratio": True}
-        for dataset in innermost(config.test_dataloader):
+        for dataset in innermost(config.get("test_dataloader")):
             dataset.pipeline.insert(1, resize)
     name = Path(args.model).stem
     return publish_checkpoint(config, args.checkpoint, args.folder, name, card, wrappers, results)

@@ -154,12 +154,12 @@ def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
     loader: Mapping[str, Any] = config.test_dataloader
     if _types(loader) & own.keys():
         dataset = loader["dataset"]
-        steps = [
-            dict(step, type=_of_the_library(step, own)) for step in dataset.get("pipeline", ())
-        ]
-        if not steps or _types(steps) & own.keys():
+        steps = dataset.get("pipeline", ())
+        steps = [{**step, "type": _of_the_library(step, own)} for step in steps]
+        if not steps or any(step["type"] is None for step in steps):
             return {}
-        loader = {"dataset": {"type": _of_the_library(dataset, own), "pipeline": steps}}
+        kind = _of_the_library(dataset, own)  # of which mmdetection's inferencer takes the colours
+        loader = {"dataset": {**({"type": kind} if kind else {}), "pipeline": steps}}
     visualizer = config.get("visualizer") or {}
     if not visualizer or _types(visualizer) & own.keys():
         return {"test_dataloader": loader}

@@ -149,6 +149,11 @@ def test_a_process_without_dr2net_loads_what_revert_gives(demo, tmp_path):
     card = (path.parent / "README.md").read_text()
     assert "- Measured: AP 49.6" in card
     assert "value: 49.6" in (path.parent / ".eval_results/own--rings.yaml").read_text()
+    written = Config.fromfile(path.with_name(f"{name}.py"), import_custom_modules=False)
+    # What inferencers read, in types of the library, which the steps of point clouds have not.
+    steps = written.get("test_dataloader", {}).get("dataset", {}).get("pipeline", [])
+    first = {"video": ["DecordInit"], "detection": ["LoadImageFromFile"], "pointcloud": []}
+    assert [step.type for step in steps[:1]] == first[demo]
     inputs = draw()
     torch.save(inputs, path.parent / "inputs.pt")
     load_without_dr2net(path.parent, MENDED[demo], FORWARD)
