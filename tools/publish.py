@@ -46,7 +46,20 @@ def main(arguments: list[str] | None = None) -> Path:
     parser.add_argument("--blocks", nargs="+", help="as dr2net.convert had them, if it had")
     for entry, title in ENTRIES.items():
         parser.add_argument(f"--{entry}", metavar="TEXT", help=f"for the model card: {title}")
+    parser.add_argument(
+        "--result",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("DATASET", "TASK", "VALUE"),
+        help="for .eval_results/, which leaderboards of Hugging Face's Hub read: a dataset's name "
+        "there, a task of it, the figure; again for others",
+    )
     args = parser.parse_args(arguments)
+    try:
+        results = [(dataset, task, float(value)) for dataset, task, value in args.result]
+    except ValueError as error:
+        parser.error(f"--result DATASET TASK VALUE takes a number at last: {error}")
     card = {entry: text for entry in ENTRIES if (text := getattr(args, entry)) is not None}
 
     if args.model.endswith(".py"):
@@ -54,7 +67,7 @@ def main(arguments: list[str] | None = None) -> Path:
             parser.error(
                 "--reversible: a Dr²Net of OpenMMLab is its config and checkpoint, as they are"
             )
-        written = publish_openmmlab(args, card)
+        written = publish_openmmlab(args, card, results)
     else:
         if args.model == "transformers":
             model = load_folder(args.checkpoint, args.blocks)
@@ -62,24 +75,34 @@ def main(arguments: list[str] | None = None) -> Path:
             model = load(build(args.model, args.model_args), args.checkpoint, args.blocks)
         else:
             parser.error(f"MODEL {args.model}: neither CONFIG.py, timm:NAME nor transformers")
-        written = dr2net.publish(model, args.folder, args.reversible, card)
+        written = dr2net.publish(model, args.folder, args.reversible, card, results)
     print(f"wrote {written}")
     return written
 
 
-def publish_openmmlab(args: argparse.Namespace, card: dict[str, str]) -> Path:
+def publish_openmmlab(
+    args: argparse.Namespace, card: dict[str, str], results: list[tuple[str, str, float]]
+) -> Path:
     """Publish a checkpoint of OpenMMLab, of the plain model without this project's wrappers."""
     from mmengine.config import Config
 
     import dr2net.openmmlab  # noqa: F401 - mends OpenMMLab before a config imports it
     from dr2net.openmmlab.publishing import WRAPPERS, publish_checkpoint
-    from tools.classes import spread_classes
+    from tools.classes import innermost, spread_classes
 
-    wrappers = {**WRAPPERS, "TiledDetector": "detector"}
+    wrappers = {**WRAPPERS, "TiledDetector": "detector", "FullResolutionSegmentor": "segmentor"}
     config = Config.fromfile(args.model)
     spread_classes(config)
+    if str(config.model.type).endswith("TiledDetector"):
+        from tasks.detection.tiles import SCALE_FACTOR
+
+        # It resizes tiles by itself; the detector alone takes whole images, at the scale of tiles.
+        scale = config.model.get("scale_factor", SCALE_FACTOR)
+        resize = {"type": "Resize", "scale_factor": scale, "keep_ratio": True}
+        for dataset in innermost(config.get("test_dataloader")):
+            dataset.pipeline.insert(1, resize)
     name = Path(args.model).stem
-    return publish_checkpoint(config, args.checkpoint, args.folder, name, card, wrappers)
+    return publish_checkpoint(config, args.checkpoint, args.folder, name, card, wrappers, results)
 
 
 def build(name: str, settings: list[str]) -> nn.Module:

@@ -92,10 +92,14 @@ def write_submission(config: Config, folder: Path) -> None:
             evaluators.append({**evaluator, **written})
         elif kind == "PointSegmentationMetric":
             evaluators.append({**evaluator, "label_folder": str(folder)})
+        elif kind == "LocalizationMetric":
+            written = {"format_only": True, "outfile": str(folder / "actions.json")}
+            evaluators.append({**evaluator, **written})
         else:
             raise ValueError(
                 f"--format-only: nothing is known of files for leaderboards from a {kind}. Known "
-                "are AccMetric, SmallObjectMetric, CocoMetric and PointSegmentationMetric"
+                "are AccMetric, SmallObjectMetric, CocoMetric, PointSegmentationMetric and "
+                "LocalizationMetric"
             )
     if not evaluators:
         raise ValueError("--format-only: the config has no test_evaluator, which writes the files")

@@ -241,6 +241,13 @@ def load_from_unsupported(filename: str, map_location: MapLocation = None) -> di
     )
 
 
+def within_wrappers(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model that wrappers of DDP and FSDP, and of tests on augmented inputs, hold."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = cast(torch.nn.Module, model.module)
+    return model
+
+
 def load_state_dict(
     module: torch.nn.Module,
     state_dict: dict,
@@ -257,8 +264,7 @@ def load_state_dict(
             namesake of the same shape in ``state_dict``; or the file is a Dr²Net's and the model
             has no second residual there; or, in a test, parameters or (α, β) are missing.
     """
-    while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
-        module = cast(torch.nn.Module, module.module)
+    module = within_wrappers(module)
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     found = [name for name in shapes if name in state_dict]
     matched = [name for name in found if state_dict[name].shape == shapes[name]]

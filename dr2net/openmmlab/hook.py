@@ -19,6 +19,7 @@ from ..conversion.mlps import slice_mlps
 from ..optimizers import skipped_steps
 from ..schedule import CoefficientSchedule
 from ..verification import undisturbed, verify_step
+from .checkpoint import within_wrappers
 
 __all__ = ["CoefficientScheduleHook", "Dr2NetHook", "VerificationHook", "convert_by_config"]
 
@@ -179,7 +180,7 @@ class Dr2NetHook(CoefficientScheduleHook):
     def before_run(self, runner: Runner) -> None:
         if self._has_converted:  # of a training, whose model is tested now
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = within_wrappers(runner.model)
         self.convert(model)
         self._has_converted = True
         found = chains(model)

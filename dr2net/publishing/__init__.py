@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +26,7 @@ from ..branches import whole
 from ..conversion import chains, convert, get_coefficients, revert
 from ..loop import LoopedChain
 from . import timm_folder, transformers_folder
-from .card import write_card
+from .card import write_card, write_results
 from .folders import new_folder
 from .line import refuse_no_plain_network
 
@@ -41,6 +41,7 @@ def publish(
     folder: str | os.PathLike,
     reversible: bool = False,
     card: Mapping[str, str] | None = None,
+    results: Sequence[tuple[str, str, float]] = (),
 ) -> Path:
     """Writes a network of timm or transformers to a folder; the network stays as it is.
 
@@ -56,6 +57,8 @@ def publish(
             refuse to load it.
         card: what the model card says, by the keys of ``card.ENTRIES``: ``data``, ``recipe``,
             ``metric``, ``memory``, ``licence``.
+        results: for the Hub's leaderboards: the name of a dataset there, a task of it and a figure
+            each, as ``card.write_results`` takes them.
 
     Returns:
         The folder.
@@ -63,7 +66,7 @@ def publish(
     Raises:
         ValueError: the network is off the line α = 1 − β, or at β > 1/2, where its weights are no
             plain network's; or it has no chains, with ``reversible``; or the folder would load as
-            another network.
+            another network; or ``results`` are none that the Hub reads.
         TypeError: the network is of another library.
         FileExistsError: the folder holds something.
     """
@@ -84,6 +87,7 @@ def publish(
             _compare(plain, library.load(draft))
             usage, weights = library.usage(plain, name), draft / "model.safetensors"
         write_card(draft, name, library.NAME, pair, usage, weights, card or {})
+        write_results(draft, results)
     return folder
 
 

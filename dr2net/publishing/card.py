@@ -1,15 +1,22 @@
-"""The model card: what a published network is, where it comes from, and how it is loaded."""
+"""The model card: what a published network is, where it comes from, and how it is loaded.
+
+And what it has scored, as Hugging Face's Hub reads it, https://huggingface.co/docs/hub/eval-results.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import torch
 
-__all__ = ["ENTRIES", "file_hash", "how_trained", "write_card"]
+__all__ = ["ENTRIES", "file_hash", "how_trained", "write_card", "write_results"]
 
 ENTRIES = {
     "data": "Trained on",
@@ -82,3 +89,39 @@ def write_card(
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_results(folder: Path, results: Sequence[tuple[str, str, float]]) -> None:
+    """Writes ``.eval_results/NAME.yaml`` for each dataset that was tested on.
+
+    Args:
+        results: (dataset, task, value) each: the dataset's name on the Hub, such as
+            ``ILSVRC/imagenet-1k``, the task of its leaderboard, and the figure in its unit.
+
+    Raises:
+        ValueError: a dataset has no such name, a task is empty or given twice, or a value is not
+            finite.
+    """
+    files = defaultdict(list)
+    for number, (dataset, task, value) in enumerate(results):
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset) or "--" in dataset:
+            raise ValueError(
+                f"results has the dataset {dataset!r}: give its name on the Hub, with its owner's, "
+                "such as ILSVRC/imagenet-1k."
+            )
+        if not task or not math.isfinite(value):
+            raise ValueError(
+                f"results has {value!r} for the task {task!r} of {dataset}: give the task's name "
+                "and a finite number."
+            )
+        if (dataset, task) in {(one, of_it) for one, of_it, _ in results[:number]}:
+            raise ValueError(f"results has the task {task!r} of {dataset} twice: give it once.")
+        files[dataset].append(
+            f"- dataset:\n    id: {json.dumps(dataset)}\n"
+            f"    task_id: {json.dumps(task, ensure_ascii=False)}\n"
+            f"  value: {Decimal(str(float(value))):f}\n"  # without an exponent, YAML 1.1's own kind
+        )
+    for dataset, entries in files.items():
+        file = folder / ".eval_results" / f"{dataset.replace('/', '--')}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(entries), encoding="utf-8")

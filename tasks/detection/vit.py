@@ -20,8 +20,6 @@ from mmengine.registry import MODELS
 from timm.models import eva, vision_transformer
 from torch import Tensor
 
-from dr2net.openmmlab.checkpoint import read_checkpoint
-
 __all__ = ["TimmViT"]
 
 
@@ -83,6 +81,9 @@ class TimmViT(BaseModule):
             return
         source = {}
         if isinstance(self.pretrained, str):
+            # Here, so that a published network has this file and does without dr2net.
+            from dr2net.openmmlab.checkpoint import read_checkpoint
+
             source["pretrained_cfg_overlay"] = {"state_dict": read_checkpoint(self.pretrained)}
         try:
             loaded = self._build(pretrained=True, **source)

@@ -2,6 +2,7 @@
 
 import dr2net.openmmlab.mended  # noqa: F401 - makes OpenMMLab's versions work together
 
+from . import point_vit_adapter  # noqa: F401 - registers it
 from .data_preprocessor import PointCloudDataPreprocessor
 from .dataset import RoomDataset
 from .decoder import FeaturePropagationHead

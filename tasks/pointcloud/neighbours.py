@@ -26,8 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dr2net.kernels.trial import kernels_that_serve
-
 __all__ = ["farthest_points", "gather_points", "nearest_points"]
 
 # Elements of the matrix of distances at once: a CPU's cache, and half a gigabyte of a GPU.
@@ -221,6 +219,11 @@ def _kernels(device: torch.device) -> ModuleType | None:
 @cache
 def _kernels_of(device: torch.device) -> ModuleType | None:
     """The kernels, once they have given the loop's bits on ``device``."""
+    try:
+        from dr2net.kernels.trial import kernels_that_serve
+    except ImportError:  # where a network was published, these files are without dr2net
+        _do_without("dr2net is not installed, which tries them")
+        return None
     return kernels_that_serve(
         device,
         lambda: import_module(".kernels", __package__),

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-
-import dr2net
 
 from .checkpointing import run_cloud_by_cloud
 from .grouping import GROUPS, REDUCTION, STAGES, group_points
@@ -85,8 +82,8 @@ class PointViT(BaseModule):
     parameter names, so that blocks pretrained on images load into them (``image_weights``). An MLP
     of the tokens' coordinates is the position embedding, added before every block.
 
-    ``dr2net.convert`` makes ``blocks`` a reversible chain, with the position embedding as a side
-    input that gets its gradients; sampling and search stay outside of it.
+    ``dr2net.convert`` makes ``blocks`` a reversible chain (``point_vit_adapter``). Nothing here
+    needs dr2net: a published network has this file as it is.
 
     Args:
         in_channels: channels of the features beside the coordinates: colour and height make 4.
@@ -224,23 +221,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-@dr2net.residual
-def _attend(block: Any, x: Tensor) -> Tensor:
-    return block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-
-
-def attention(block: Any, x: Tensor, alpha: float, position: Tensor) -> Tensor:
-    """G(x; α) of attention: the position belongs to what the shortcut carries on."""
-    return _attend(block, x + position, alpha)
-
-
-@partial(dr2net.residual, tokenwise=("norm2", "mlp", "ls2"), drop_path="drop_path2")
-def mlp(block: Any, x: Tensor) -> Tensor:
-    return block.ls2(block.mlp(block.norm2(x)))
-
-
-@dr2net.register_adapter(PointViT)
-def split(model: PointViT) -> None:
-    model.blocks = dr2net.ReversibleChain(model.blocks, (attention, mlp))

@@ -119,6 +119,44 @@ def test_unknown_entries_of_the_card_are_refused_and_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.filterwarnings("ignore:This .* left")
+def test_the_hub_reads_the_results(reversible, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    hub = pytest.importorskip("huggingface_hub", minversion="1.4")
+    results = [("own/noise", "top-1: all", 61.5), ("a/b.c", "t", 1), ("own/noise", "top-5", 1e-7)]
+    model = finetuned(network("timm"))
+    dr2net.publish(model, tmp_path / "folder", reversible, results=results)
+    files = sorted((tmp_path / "folder/.eval_results").iterdir())
+    assert [file.name for file in files] == ["a--b.c.yaml", "own--noise.yaml"]
+    entries = [
+        entry
+        for file in files
+        for entry in hub.parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    ]
+    found = [(entry.dataset_id, entry.task_id, entry.value) for entry in entries]
+    assert found == [results[1], results[0], results[2]]
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (("ImageNet", "top-1", 1.0), "give its name on the Hub"),
+        (("../own/noise", "top-1", 1.0), "give its name on the Hub"),
+        (("own/noise--2", "top-1", 1.0), "give its name on the Hub"),
+        (("own/noise", "", 1.0), "give the task's name"),
+        (("own/noise", "top-1", float("nan")), "and a finite number"),
+    ],
+)
+def test_results_that_the_hub_cannot_read_are_refused(result, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        dr2net.publish(network("timm"), tmp_path / "folder", results=[result])
+    good = ("own/noise", "top-1", 1.0)
+    with pytest.raises(ValueError, match="twice"):
+        dr2net.publish(network("timm"), tmp_path / "folder", results=[good, good])
+    assert list(tmp_path.iterdir()) == []
+
+
 @BOTH
 @pytest.mark.parametrize("pair", [(0.0, 1.0), (1.0, 0.125)])
 def test_off_the_line_and_far_along_it_there_is_no_plain_network(library, pair, tmp_path):

@@ -6,6 +6,7 @@ pretrained files are not looked for.
 
 import json
 import pickle
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import pytest
 pytest.importorskip("mmcv")
 import cv2
 import numpy as np
+import torch
 
 import dr2net
+from dr2net.openmmlab.checkpoint import UnmatchedCheckpointError
 from tests.tools.conftest import run_train
 from tests.video_clips import write_annotation, write_clip
+from tools.test import main as run_test
 
 OPTION = "default_hooks.dr2net.type=Dr2NetHook"
 LOADER = [
@@ -94,6 +98,31 @@ def test_mmdetection_s_retinanet(tmp_path):
     ]
     runner = run_train(config, tmp_path / "run", "--no-validate", settings=[OPTION, *settings])
     assert_two_iterations_of_a_dr2net(runner, chains=4)
+
+    tested = [
+        *settings,
+        "test_dataloader.dataset.pipeline.1.scale=(64,64)",
+        "test_dataloader.dataset.data_root=",
+        f"test_dataloader.dataset.ann_file={tmp_path / 'train.json'}",
+        f"test_dataloader.dataset.data_prefix.img={tmp_path / 'images'}",
+        "test_dataloader.dataset.metainfo.classes=(person,)",
+        "test_dataloader.num_workers=0",
+        "test_dataloader.persistent_workers=False",
+        f"test_evaluator.ann_file={tmp_path / 'train.json'}",
+        "model.test_cfg.score_thr=0.0",
+    ]
+    command = [str(config), str(tmp_path / "run/epoch_1.pth"), "--work-dir", str(tmp_path / "test")]
+    scores = {}
+    for way in ([], ["--tta"]):
+        name = f"experiment_name={uuid.uuid4().hex}"
+        file = tmp_path / f"{len(way)}.pkl"
+        options = [*way, "--out", str(file), "--cfg-options", name]
+        run_test([*command, *options, OPTION, *tested])
+        scores[len(way)] = pickle.loads(file.read_bytes())[0]["pred_instances"]["scores"]
+        with pytest.raises(UnmatchedCheckpointError, match="no chain that takes"):
+            run_test([*command, *options, *tested])  # without the hook
+    assert min(map(len, scores.values())) > 0
+    assert not torch.equal(scores[0], scores[1])
 
 
 def test_mmaction_s_swin(tmp_path):

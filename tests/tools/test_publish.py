@@ -95,6 +95,17 @@ def test_a_file_that_runs_code_is_refused(tmp_path):
         read(tmp_path / "weights.pth")
 
 
+def test_a_result_goes_to_the_file_that_the_hub_reads(tmp_path, capsys):
+    torch.save(network().state_dict(), tmp_path / "weights.pth")
+    arguments = ["timm:vit_tiny_patch16_224", str(tmp_path / "weights.pth"), str(tmp_path / "out")]
+    main([*arguments, *ARGS, "--result", "own/noise", "top-1", "61.5"])
+    written = (tmp_path / "out/.eval_results/own--noise.yaml").read_text()
+    assert written == '- dataset:\n    id: "own/noise"\n    task_id: "top-1"\n  value: 61.5\n'
+    with pytest.raises(SystemExit):
+        main([*arguments, *ARGS, "--result", "own/noise", "top-1", "much"])
+    assert "takes a number at last: could not convert" in capsys.readouterr().err
+
+
 def test_a_model_that_is_none_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["vit", "weights.pth", str(tmp_path / "out")])

@@ -33,12 +33,14 @@ class LocalizationMetric(BaseMetric):
             ``results``, video to scores of the classes. An action has each of them, with the
             product of the scores.
         outfile: Write the actions here too, in ActivityNet's submission format.
+        format_only: Only write that: annotations are not looked at, which those of a test may lack.
         collect_device: As in ``BaseMetric``.
         prefix: As in ``BaseMetric``.
 
     Raises:
-        ValueError: ``rules`` is unknown; when the figures are computed, as in
-            ``mean_average_precision``, or the file of ``video_classes`` lacks a video.
+        ValueError: ``rules`` is unknown, or ``format_only`` is without ``outfile``; when the
+            figures are computed, as in ``mean_average_precision``, or the file of
+            ``video_classes`` lacks a video.
         BadAnnotationError: When the figures are computed: a file is not of its format.
     """
 
@@ -54,12 +56,15 @@ class LocalizationMetric(BaseMetric):
         rules: str = "opentad",
         video_classes: dict | None = None,
         outfile: str | None = None,
+        format_only: bool = False,
         collect_device: str = "cpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         if rules not in RULES:
             raise ValueError(f"rules {rules!r} are unknown: use one of {', '.join(RULES)}")
+        if format_only and outfile is None:
+            raise ValueError("format_only=True needs outfile: where the actions are written")
         self.ann_file = ann_file
         self.subset = subset
         self.thresholds = thresholds
@@ -68,6 +73,7 @@ class LocalizationMetric(BaseMetric):
         self.rules = rules
         self.video_classes = video_classes
         self.outfile = outfile
+        self.format_only = format_only
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the predictions of windows.
@@ -98,6 +104,9 @@ class LocalizationMetric(BaseMetric):
         if self.outfile is not None:
             text = json.dumps(submission(actions), indent=1)
             put_text(text, self.outfile, backend_args={"backend": "atomic_local"})
+            print_log(f"{len(actions)} videos in {self.outfile}", logger="current")
+        if self.format_only:
+            return {}
         with get_local_path(self.ann_file) as path:
             database = read_database(Path(path))
         blocked = read_blocked(Path(self.block_list)) if self.block_list else frozenset()

@@ -497,3 +497,32 @@ def test_visdrones_files_have_its_own_numbers_of_classes(tmp_path, logged):
         "1.00,2.00,3.00,4.00,0.50000,5,-1,-1",
     ]
     assert (out / "2.txt").read_text() == ""
+
+
+def test_visdrones_toolkit_can_read_the_files(tmp_path, logged):
+    """As the set's page "Results format" and the reader of its toolkit, saveAnnoRes.m, say."""
+    classes = METAINFO["visdrone"]["classes"]
+    images, _, found = draw_case(0)
+    found = {
+        image: [(classes[n % 10], box, score) for n, (_, box, score) in enumerate(of_image)] * 8
+        for image, of_image in found.items()
+    }
+    metric = SmallObjectMetric(
+        str(write(tmp_path, images, [], classes)),
+        protocol="visdrone",
+        format_only=True,
+        outfile_prefix=str(tmp_path / "text"),
+    )
+    predict(metric, found, classes)
+    assert {path.name for path in (tmp_path / "text").iterdir()} == {f"{i}.txt" for i in images}
+    for image in images:
+        lines = np.loadtxt(tmp_path / f"text/{image}.txt", delimiter=",", ndmin=2)
+        expected = sorted(found[image], key=lambda one: -one[2])[:500]
+        assert lines.shape == (len(expected), 8)
+        assert (np.diff(lines[:, 4]) <= 0).all()  # the first 500 lines are taken
+        assert lines[:, 4].min() >= 0
+        assert lines[:, 4].max() <= 1
+        assert {*lines[:, 5]} <= {*range(1, 11)}
+        assert (lines[:, 6:] == -1).all()  # truncation and occlusion, of annotations alone
+        columns = [[*box, score, classes.index(name) + 1] for name, box, score in expected]
+        np.testing.assert_allclose(lines[:, :6], columns, rtol=0, atol=0.00501)

@@ -145,3 +145,25 @@ def test_rooms_without_labels_are_left_out_of_the_figures(tmp_path):
     assert (tmp_path / "._hall.txt").read_text() == "0\n1\n2\n"
     with pytest.raises(ValueError, match=r"office: label_folder is for labels of every point"):
         metric.process({}, [{**unknown, "name": "./office", "full_resolution": False}])
+
+
+def test_written_labels_have_the_figures_of_the_metric(tmp_path):
+    metric = PointSegmentationMetric(label_folder=str(tmp_path / "labels"))
+    metric.dataset_meta = {"classes": CLASSES}
+    truth = {f"Area_5/office_{n}": torch.randint(0, 3, (50 * n,)) for n in (1, 2)}
+    for name, labels in truth.items():
+        found = torch.where(torch.rand(len(labels)) < 0.3, (labels + 1) % 3, labels)
+        sample = {"name": name, "gt_segment": labels, "pred_segment": found}
+        metric.process({}, [{**sample, "full_resolution": True}])
+    figures = metric.compute_metrics(metric.results)
+    files = sorted((tmp_path / "labels").iterdir())
+    assert [file.name for file in files] == ["Area_5_office_1.txt", "Area_5_office_2.txt"]
+    # A line a point, in the order of the room's.
+    found = np.concatenate([np.loadtxt(file, dtype=int) for file in files])
+    wanted = np.concatenate([labels.numpy() for labels in truth.values()])
+    ious = [
+        ((found == n) & (wanted == n)).sum() / ((found == n) | (wanted == n)).sum()
+        for n in range(3)
+    ]
+    assert figures["full_resolution/mIoU"] == pytest.approx(np.mean(ious), rel=1e-12)
+    assert figures["full_resolution/OA"] == pytest.approx((found == wanted).mean(), rel=1e-12)

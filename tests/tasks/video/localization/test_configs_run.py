@@ -1,6 +1,7 @@
 """Configs of configs/video/localization/, in small on real clips, through the training command."""
 
 import json
+import uuid
 
 import pytest
 
@@ -12,6 +13,7 @@ import torch
 
 import dr2net
 from tests.localization import CONFIGS, small_config
+from tools.test import main as run_test
 from tools.train import main
 
 SHARED = CONFIGS.parents[3] / "shared/data/real/video"
@@ -49,6 +51,23 @@ def test_a_config_trains_validates_and_saves(way, data, clips, tmp_path):
     assert len(dr2net.chains(runner.model)) == (way == "dr2net")
     assert 0 <= runner.message_hub.get_scalar("val/localization/mAP").current() <= 1
     assert (tmp_path / "run/epoch_2.pth").is_file()
+
+
+@pytest.mark.parametrize("data", ["thumos14", "activitynet13"])
+def test_a_file_for_the_leaderboard_is_written(data, clips, tmp_path):
+    name = f"dr2net_vits_{data}"
+    train(name, tmp_path / "data", clips, tmp_path / "run")
+    command = [str(tmp_path / f"data/{name}.py"), str(tmp_path / "run/epoch_2.pth")]
+    command += ["--work-dir", str(tmp_path / "test"), "--format-only", str(tmp_path / "out")]
+    assert run_test([*command, "--cfg-options", f"experiment_name={uuid.uuid4().hex}"]) == {}
+    written = json.loads((tmp_path / "out/actions.json").read_text())
+    assert written.keys() == {"version", "results", "external_data"}
+    assert written["results"].keys() == {"first_val", "second_val"}
+    actions = [action for found in written["results"].values() for action in found]
+    assert {action["label"] for action in actions} <= {"jump", "run"}
+    assert all(begin <= end for begin, end in (action["segment"] for action in actions))
+    assert all(0 <= action["score"] <= 1 for action in actions)
+    assert actions
 
 
 def test_an_interrupted_training_resumes_with_the_same_losses(clips, tmp_path):

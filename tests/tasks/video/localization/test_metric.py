@@ -106,3 +106,19 @@ def test_blocked_videos_do_not_count(files):
 def test_unknown_rules_are_named_at_once(files):
     with pytest.raises(ValueError, match="rules 'coco' are unknown"):
         LocalizationMetric("annotations.json", "validation", (0.5,), rules="coco")
+
+
+def test_a_file_for_the_leaderboard_needs_no_annotations(files):
+    secret = {"a": {"subset": "testing", "duration": 20.0}}
+    (files / "secret.json").write_text(json.dumps({"database": secret}))
+    options = {"ann_file": str(files / "secret.json"), "subset": "testing", "format_only": True}
+    with pytest.raises(ValueError, match="format_only=True needs outfile"):
+        evaluate(files, FOUND, **options)
+    assert evaluate(files, FOUND, **options, outfile=str(files / "out/actions.json")) == {}
+    written = json.loads((files / "out/actions.json").read_text())
+    # What the published evaluator asks for.
+    assert written.keys() == {"version", "results", "external_data"}
+    assert written["results"].keys() == {"a", "b"}
+    assert written["results"]["a"] == [
+        {"label": "jump", "segment": [0.0, 10.0], "score": pytest.approx(0.9)}
+    ]
