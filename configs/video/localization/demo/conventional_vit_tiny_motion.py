@@ -52,7 +52,7 @@ window = dict(num_frames=256, frame_rate=4)
 sampler = dict(type="SampleWindow", chunk_frames=8, **window)
 # Decoding costs less than handing the windows over from another process.
 in_process = dict(
-    num_workers=0, persistent_workers=False, collate_fn=dict(type="pseudo_collate"), batch_size=2
+    num_workers=0, persistent_workers=False, collate_fn=dict(type="pseudo_collate"), batch_size=1
 )
 train_dataloader = dict(
     _delete_=True,
@@ -96,7 +96,7 @@ val_dataloader = test_dataloader
 test_evaluator = dict(ann_file=f"{data_root}/annotations.json")
 val_evaluator = test_evaluator
 
-train_cfg = dict(max_epochs=15, val_begin=5, val_interval=5)
+train_cfg = dict(max_epochs=10, val_begin=5, val_interval=5)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.5)})
 )
