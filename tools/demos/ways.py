@@ -290,4 +290,6 @@ def _save(weights: dict[str, torch.Tensor], path: Path) -> Path:
 
 def _report(demo: Demo, name: str, figures: dict[str, list]) -> None:
     label, key = next(iter(demo.figures.items()))
-    print(f"{name}: {label} {100 * figures[key][-1]:.1f}", flush=True)
+    # A pretraining may be of another task, with figures of its own.
+    reached = f"{label} {100 * figures[key][-1]:.1f}" if key in figures else "finished"
+    print(f"{name}: {reached}", flush=True)
