@@ -3,7 +3,10 @@ import filecmp
 import numpy as np
 import pytest
 
+pytest.importorskip("mmengine")
 pytest.importorskip("decord")
+import tasks.video.localization  # noqa: F401  # isort: skip
+
 import decord
 
 from tasks.video.localization.annotations import clean, read_classes, read_database
