@@ -18,7 +18,7 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test test-slow test-gpu lint demo demo-detection demo-pointcloud benchmark docs clean
+.PHONY: help setup test test-slow test-gpu lint demo demo-detection demo-pointcloud demo-localization benchmark docs clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 28
@@ -69,6 +69,9 @@ demo-detection: $(VENV)/ready-detection ## the same for a detector of small obje
 demo-pointcloud: $(VENV)/ready-pointcloud ## the same for the points of furnished rooms
 	$(BIN)/python tools/demos/pointcloud.py
 
+demo-localization: $(VENV)/ready-video ## train a tiny localizer of actions in videos of a minute (about 15 minutes)
+	$(BIN)/python tools/demos/localization.py
+
 benchmark: setup ## memory, time and gradient error of ways to train, in a small setting (under 3 minutes)
 	$(BIN)/python tools/benchmark.py --models vit_tiny --sizes 224 --batches 8 --steps 3 \
 	  --out work_dirs/benchmark/benchmark.json --plot work_dirs/benchmark/benchmark.png
@@ -77,4 +80,4 @@ docs: setup ## build the site of docs/ into site/
 	$(BIN)/python -m mkdocs build --strict
 
 clean: ## remove .venv and what the demos wrote
-	rm -rf $(VENV) work_dirs/demo_* work_dirs/benchmark data/motion data/small_objects data/rooms
+	rm -rf $(VENV) work_dirs/demo_* work_dirs/benchmark data/motion data/motion_videos data/small_objects data/rooms

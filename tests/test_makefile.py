@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("test", "test-slow", "lint", "demo", "demo-detection", "demo-pointcloud", "benchmark")
+DEMOS = {
+    "demo": "video",
+    "demo-detection": "detection",
+    "demo-pointcloud": "pointcloud",
+    "demo-localization": "video",
+}
+TARGETS = ("test", "test-slow", "lint", *DEMOS, "benchmark")
 SETUP = (
     "Makefile",
     "pyproject.toml",
@@ -76,9 +82,8 @@ def test_complete_setup_is_kept_until_its_files_change(checkout):
     assert "installed" in make(checkout, python, "setup").stdout
 
 
-@pytest.mark.parametrize("task", ["video", "detection", "pointcloud"])
-def test_a_demo_installs_what_it_needs_and_no_more(checkout, task):
-    target = "demo" if task == "video" else f"demo-{task}"
+@pytest.mark.parametrize(("target", "task"), DEMOS.items())
+def test_a_demo_installs_what_it_needs_and_no_more(checkout, target, task):
     installed = re.findall(r"pip install .*", make(checkout, "--dry-run", target).stdout)
     assert len(installed) == 1
     end = f"--constraint requirements/constraints.txt --editable '.[{task}]'"
@@ -87,7 +92,7 @@ def test_a_demo_installs_what_it_needs_and_no_more(checkout, task):
 
 def test_after_a_whole_setup_a_demo_installs_nothing(checkout):
     make(checkout, python_that(checkout, "echo installed"), "setup")
-    for target in ("demo", "demo-detection", "demo-pointcloud"):
+    for target in DEMOS:
         assert "pip install" not in make(checkout, "--dry-run", target).stdout
 
 

@@ -1,6 +1,8 @@
 """Predict with a trained model: python tools/predict.py CONFIG CHECKPOINT INPUT... --out DIR.
 
     python tools/predict.py configs/video/dr2net_vitb_k400.py CHECKPOINT clip.mp4 --out out
+    python tools/predict.py configs/video/localization/dr2net_vitb_thumos14.py CHECKPOINT \
+        match.mp4 --out out
     python tools/predict.py configs/detection/dr2net_retinanet_swint_coco.py CHECKPOINT \
         photographs --out out
     python tools/predict.py configs/pointcloud/dr2net_pix4point_s3dis.py CHECKPOINT \
@@ -37,7 +39,8 @@ from tools.classes import class_names
 from tools.command_line import add_config_options, read_config
 from tools.result_files import write_json
 
-# The modules that predict, by the default_scope of configs.
+# The modules that predict, by the type of the model, or else by the default_scope of configs.
+MODELS_OF_TASKS = {"ActionLocalizer": "tasks.video.localization.prediction"}
 TASKS = {
     "mmaction": "tasks.video.prediction",
     "mmdet": "tasks.detection.prediction",
@@ -58,7 +61,10 @@ def main(arguments: list[str] | None = None) -> list[str]:
         "--clips", type=positive, help="videos: clips over each; by default as in the config's test"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.3, help="images: the lowest score drawn (0.3)"
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        help="images, and actions in videos: the lowest score drawn (0.3)",
     )
     parser.add_argument(
         "--tile-size",
@@ -106,7 +112,8 @@ def task_of(config: Config) -> ModuleType:
             f"the config's default_scope is {scope!r}: models of {', '.join(TASKS)} can be used "
             "(mmengine's are those of tasks.pointcloud)"
         )
-    return import_module(TASKS[scope])
+    kind = str(config.model.get("type")).rpartition(".")[2]
+    return import_module(MODELS_OF_TASKS.get(kind, TASKS[scope]))
 
 
 def find_inputs(

@@ -17,6 +17,9 @@ from tests.localization import CONFIGS
 WAYS = ("conventional", "checkpointed", "dr2net")
 SIZES = {"vits": (384, 12, 6), "vitb": (768, 12, 12), "vitl": (1024, 24, 16)}
 SETS = {"thumos14": (768, 20), "activitynet13": (192, 1)}
+NAMES = [(w, s, d) for w in WAYS for s in SIZES for d in SETS]
+# The paper's way has one, to be followed to the letter.
+NAMES.append(("dr2net_paper", "vitb", "thumos14"))
 
 
 def load(way, size, data):
@@ -24,14 +27,14 @@ def load(way, size, data):
     return Config.fromfile(CONFIGS / f"{way}_{size}_{data}.py")
 
 
-@pytest.fixture(params=[(w, s, d) for w in WAYS for s in SIZES for d in SETS], ids="_".join)
+@pytest.fixture(params=NAMES, ids="_".join)
 def names(request):
     return request.param
 
 
 def test_there_are_no_others():
     found = {path.stem for path in CONFIGS.glob("*.py")}
-    assert found == {f"{w}_{s}_{d}" for w in WAYS for s in SIZES for d in SETS}
+    assert found == set(map("_".join, NAMES))
 
 
 def test_opens_with_the_commands_that_run_it(names):
@@ -97,6 +100,19 @@ class TestWaysDifferInNothingElse:
         at = CoefficientScheduleHook(**held).schedule.at
         assert at(0) == at(10**6) == (0.875, 0.125)
         assert found == load("conventional", size, data).to_dict()
+
+
+def test_the_paper_s_way_differs_from_conventional_in_backbone_and_schedule_alone():
+    found = load("dr2net_paper", "vitb", "thumos14").to_dict()
+    wrapper = found["model"]["backbone"]
+    found["model"]["backbone"] = wrapper.pop("backbone")
+    assert wrapper.pop("type") == "Dr2NetBackbone"
+    assert wrapper == {"alpha": 1.0, "beta": 0.1, "arithmetic": "exact"}
+    schedule = found["default_hooks"].pop("coefficients")
+    assert schedule.pop("type") == "CoefficientScheduleHook"
+    at = CoefficientScheduleHook(**schedule).schedule.at
+    assert (at(0), at(20)) == ((1, pytest.approx(0.1, abs=2**-16)), (0, 1))
+    assert found == load("conventional", "vitb", "thumos14").to_dict()
 
 
 def test_built_they_have_the_same_parameters():

@@ -16,6 +16,7 @@ video folders as Kinetics has them (docs/video.md).
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -40,11 +41,11 @@ SEED = 0
 GROUNDS = {"pretrain": 0.25, "finetune": 0.4}
 
 
-def class_names() -> list[str]:
-    """Return the classes of both parts in the order of their labels."""
+def class_names(turns: Iterable[int] = TURNS) -> list[str]:
+    """Return the classes, those of the same turn after each other, in the order of labels."""
     return [
         f"{first}_then_{DIRECTIONS[(number + turn) % 4]}"
-        for turn in TURNS
+        for turn in turns
         for number, first in enumerate(DIRECTIONS)
     ]
 
@@ -55,9 +56,10 @@ def draw_clip(name: str, brightness: float, random: np.random.Generator) -> np.n
     Returns:
         (FRAMES, SIDE, SIDE, 3) uint8, RGB.
     """
-    ground = brightness + 0.35 * (_noise(random, SIDE, 6) - 0.5) + random.uniform(-0.1, 0.1, 3)
+    ground = brightness + 0.35 * (smooth_noise(random, SIDE, 6) - 0.5)
+    ground = ground + random.uniform(-0.1, 0.1, 3)
     radius = int(random.integers(7, 11))
-    texture, mask = _draw_object(random, radius)
+    texture, mask = draw_object(random, radius)
     place = random.uniform(0, SIDE, 2)
     distance = random.uniform(0.4, 0.6) * SIDE
 
@@ -69,21 +71,27 @@ def draw_clip(name: str, brightness: float, random: np.random.Generator) -> np.n
             length * np.array([np.cos(angle), np.sin(angle)])
             for length, angle in zip(lengths, halves, strict=True)
         )
-        frames[number] = np.clip(255 * _paste(ground, texture, mask, x, y), 0, 255)
+        frames[number] = np.clip(255 * paste(ground, texture, mask, x, y), 0, 255)
     return frames
 
 
-def _noise(random: np.random.Generator, side: int, cells: int) -> np.ndarray:
+def smooth_noise(random: np.random.Generator, side: int, cells: int) -> np.ndarray:
     """Draw a smooth colour texture, (side, side, 3), mostly within 0 to 1."""
     cells = random.random((cells, cells, 3), dtype=np.float32)
     return cv2.resize(cells, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
-def _draw_object(random: np.random.Generator, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a turned ellipse, rectangle or triangle: its texture and its mask."""
+def draw_object(random: np.random.Generator, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a bright object: its texture, (4 radius, 4 radius, 3), and its mask."""
     side = 4 * radius
     colour = 0.55 + 0.45 * random.random(3)
-    texture = (colour * (0.2 + 0.8 * _noise(random, side, 5))).astype(np.float32)
+    texture = (colour * (0.2 + 0.8 * smooth_noise(random, side, 5))).astype(np.float32)
+    return texture, draw_mask(random, radius)
+
+
+def draw_mask(random: np.random.Generator, radius: int) -> np.ndarray:
+    """Draw a turned ellipse, rectangle or triangle: 1 inside, (4 radius, 4 radius) float32."""
+    side = 4 * radius
     y, x = (np.mgrid[:side, :side] + 0.5) / radius - 2
     height = random.uniform(0.5, 0.9)
     shapes = [
@@ -93,10 +101,10 @@ def _draw_object(random: np.random.Generator, radius: int) -> tuple[np.ndarray, 
     ]
     mask = shapes[random.integers(len(shapes))].astype(np.float32)
     turn = cv2.getRotationMatrix2D((side / 2 - 0.5,) * 2, random.uniform(0, 360), 1)
-    return texture, cv2.warpAffine(mask, turn, (side, side))
+    return cv2.warpAffine(mask, turn, (side, side))
 
 
-def _paste(
+def paste(
     ground: np.ndarray, texture: np.ndarray, mask: np.ndarray, x: float, y: float
 ) -> np.ndarray:
     """Put the object on the ground at (x, y), to a fraction of a pixel, around the edges."""
@@ -110,8 +118,8 @@ def _paste(
     return frame
 
 
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """Encode (frames, height, width, 3) uint8 RGB as an MPEG-4 file.
+def write_video(path: Path, frames: np.ndarray, rate: int = FRAMES_PER_SECOND) -> None:
+    """Encode (frames, height, width, 3) uint8 RGB as an MPEG-4 file of ``rate`` frames a second.
 
     Raises:
         OSError: The file cannot be written.
@@ -119,7 +127,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = frames.shape[2], frames.shape[1]
     codec = cv2.VideoWriter_fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(path), codec, FRAMES_PER_SECOND, size)
+    writer = cv2.VideoWriter(str(path), codec, rate, size)
     if not writer.isOpened():
         raise OSError(f"{path} cannot be written: is the folder writable and the disk not full?")
     for frame in frames:
@@ -155,15 +163,18 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
     def write(target: Path) -> None:
         for part, splits in settings["clips_per_class"].items():
             for split, count in splits.items():
-                _write_split(target / part, part, split, count)
+                write_split(target / part, part, split, count)
 
     write_once(folder, settings, write)
 
 
-def _write_split(folder: Path, part: str, split: str, count: int) -> None:
+def write_split(
+    folder: Path, part: str, split: str, count: int, turns: Iterable[int] = TURNS
+) -> None:
+    """Write ``count`` clips of each class of ``part`` into ``folder``, and the list of them."""
     parts, splits = list(CLIPS_PER_CLASS), ["train", "val"]
     lines = []
-    for label, name in enumerate(class_names()):
+    for label, name in enumerate(class_names(turns)):
         for number in range(count):
             key = [SEED, parts.index(part), splits.index(split), label, number]
             path = f"{name}/{number:04d}.mp4"

@@ -60,14 +60,17 @@ NOTES = (
     "The difference to conventional is paired by seed, its interval Student's. Checkpointed was "
     "trained with the first seed alone: its losses and final weights were those of conventional, "
     "bit for bit, so that its accuracy is. The plain network is the pretrained architecture, at "
-    "(α, β) = (1, 0), with the weights that the Dr²Net held at (7/8, 1/8) ended with. The step "
-    "from scratch is the conventional one. The peak is the most that a training step takes at any "
-    "moment beyond weights and their gradients, from PyTorch's allocator; kept is what autograd "
-    "holds from forward to backward; 1 MB = 10^6 bytes. The gradient error is the relative L2 "
-    "difference from the gradients of the same equations with activations stored. Seconds are "
-    "medians of steps in which the networks took turns. Where α and β move, figures are given at "
-    "both ends."
+    "(α, β) = (1, 0), with the weights that the Dr²Net held at (7/8, 1/8) ended with. The peak is "
+    "the most that a training step takes at any moment beyond weights and their gradients, from "
+    "PyTorch's allocator; kept is what autograd holds from forward to backward; 1 MB = 10^6 bytes. "
+    "The gradient error is the relative L2 difference from the gradients of the same equations "
+    "with activations stored. Seconds are medians of steps in which the networks took turns."
 )
+# Further notes, of ways that not every demo has.
+NOTES_OF_WAYS = {
+    SCRATCH: "The step from scratch is the conventional one.",
+    SCHEDULED: "Where α and β move, figures are given at both ends.",
+}
 
 
 def config_files(folder: Path, network: str) -> dict[str, Path]:
@@ -83,7 +86,7 @@ class Demo:
         name: The task, as in ``tools/demos/NAME.py``, which names result and picture as well.
         data: Folder for its data, unless the command line names another.
         title: First line of the table.
-        notes: What the figures mean, before ``NOTES``.
+        notes: What the figures mean, before ``NOTES`` and those of its ways.
         packages: Distributions whose versions are written down and decide whether runs are kept.
         write_data: Called with the folder of the data and by how much to shrink it; writes the
             parts ``pretrain`` and ``finetune``, or nothing where they are complete.
@@ -159,13 +162,14 @@ def run_demo(demo: Demo, arguments: argparse.Namespace, lock: int) -> None:
     measured[PLAIN] = measured[HELD]  # as which it was trained
     rows = make_rows(figures, measured, demo.figures, demo.columns, CONVENTIONAL, CHECKPOINTED)
     print(f"\n{markdown_table(list(rows[0]), rows)}\n")
+    further = [text for way, text in NOTES_OF_WAYS.items() if way in demo.ways]
     path = (arguments.results or arguments.work_dir) / f"demo_{demo.name}.json"
     result = {
         "title": demo.title,
         **origin(f"tools/demos/{demo.name}.py", demo.packages, "cpu"),
         "columns": list(rows[0]),
         "rows": rows,
-        "notes": f"{demo.notes} {NOTES}",
+        "notes": " ".join([demo.notes, NOTES, *further]),
         "seconds": round(time.perf_counter() - started),
         "figures": figures,
         "measured": measured,
@@ -286,4 +290,6 @@ def _save(weights: dict[str, torch.Tensor], path: Path) -> Path:
 
 def _report(demo: Demo, name: str, figures: dict[str, list]) -> None:
     label, key = next(iter(demo.figures.items()))
-    print(f"{name}: {label} {100 * figures[key][-1]:.1f}", flush=True)
+    # A pretraining may be of another task, with figures of its own.
+    reached = f"{label} {100 * figures[key][-1]:.1f}" if key in figures else "finished"
+    print(f"{name}: {reached}", flush=True)

@@ -146,10 +146,8 @@ class LocalizationDataset(VideoListDataset):
     def _windows(self, item: dict) -> list[dict]:
         if self.window is None:
             return [item]
-        size, rate = self.window["num_frames"], self.window["frame_rate"]
-        step = max(1, int(size * (1 - self.window["overlap"])))
-        last = max(0, count_samples(item["duration"], rate) - size)
-        return [{**item, "first": first} for first in [*range(0, last, step), last]]
+        firsts = window_starts(item["duration"], **self.window)
+        return [{**item, "first": first} for first in firsts]
 
     def _place(self, results: dict) -> str:
         return f"video {results['video_id']}"
@@ -158,3 +156,17 @@ class LocalizationDataset(VideoListDataset):
 def count_samples(duration: float, frame_rate: float) -> int:
     """How many samples, ``frame_rate`` a second and the first at 0, a video has."""
     return max(1, ceil(round(duration * frame_rate, 6)))
+
+
+def window_starts(duration: float, num_frames: int, frame_rate: float, overlap: float) -> list[int]:
+    """The first samples of windows that slide over a video of so many seconds, to its end.
+
+    Args:
+        duration: Seconds of the video.
+        num_frames: Samples of a window.
+        frame_rate: Samples a second.
+        overlap: Share of a window that the next one has too.
+    """
+    step = max(1, int(num_frames * (1 - overlap)))
+    last = max(0, count_samples(duration, frame_rate) - num_frames)
+    return [*range(0, last, step), last]

@@ -27,6 +27,8 @@ class ActionLocalizer(BaseModel):
             weights are summed, and which random numbers stochastic depth draws.
         score_threshold: Predictions below are dropped.
         max_per_window: Predictions of a window at most, over all classes.
+        frozen_backbone: The backbone's weights are not trained and it computes as in testing, so
+            that nothing of it is kept for backward: training on features as they come.
         data_preprocessor: As in mmengine's ``BaseModel``.
     """
 
@@ -39,6 +41,7 @@ class ActionLocalizer(BaseModel):
         chunks_at_once: int | None = None,
         score_threshold: float = 0.001,
         max_per_window: int = 2000,
+        frozen_backbone: bool = False,
         data_preprocessor: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor)
@@ -51,6 +54,16 @@ class ActionLocalizer(BaseModel):
         self.chunks_at_once = chunks_at_once
         self.score_threshold = score_threshold
         self.max_per_window = max_per_window
+        self.frozen_backbone = frozen_backbone
+        if frozen_backbone:
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "ActionLocalizer":
+        """As in PyTorch, but that a frozen backbone stays in eval mode."""
+        super().train(mode)
+        if self.frozen_backbone:
+            self.backbone.eval()
+        return self
 
     def forward(
         self, inputs: Tensor, data_samples: list[ActionDataSample], mode: str = "tensor"

@@ -34,7 +34,7 @@ def test_every_frame_is_the_first_frame_of_some_clip_of_every_class(monkeypatch)
     # joined edges, by a way that depends on the class and the speed but not on where it starts.
     places = []
     monkeypatch.setattr(
-        motion_clips, "_paste", lambda ground, texture, mask, x, y: places.append((x, y)) or ground
+        motion_clips, "paste", lambda ground, texture, mask, x, y: places.append((x, y)) or ground
     )
     ways = []
     for name in class_names():
@@ -63,7 +63,7 @@ def test_ground_to_finetune_on_is_brighter():
 def test_object_moves_as_the_class_says(monkeypatch):
     places = []
     monkeypatch.setattr(
-        motion_clips, "_paste", lambda ground, texture, mask, x, y: places.append((x, y)) or ground
+        motion_clips, "paste", lambda ground, texture, mask, x, y: places.append((x, y)) or ground
     )
     draw_clip("right_then_up", 0.3, np.random.default_rng(0))
     steps = np.diff(places, axis=0)
