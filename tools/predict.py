@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
     parser.add_argument("--top", type=positive, default=5, help="videos: classes shown (5)")
     parser.add_argument(
-        "--clips", type=positive, help="videos: clips over each; by default as in the config's test"
+        "--clips",
+        type=positive,
+        help="videos, for one class each: clips over each; by default as in the config's test",
     )
     parser.add_argument(
         "--score-threshold",
@@ -76,6 +78,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
     parser.add_argument("--white", type=float, help="rooms: the number of full brightness")
     add_config_options(parser)
     args = parser.parse_args(arguments)
+    if not 0 <= args.score_threshold <= 1:
+        parser.error(f"--score-threshold {args.score_threshold}: give a score between 0 and 1")
 
     config = read_config(args)
     task = task_of(config)

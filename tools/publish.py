@@ -24,7 +24,7 @@ from torch import nn
 
 import dr2net
 from dr2net.conversion.saved_folders import saved_coefficients
-from dr2net.publishing.card import ENTRIES
+from dr2net.publishing.card import ENTRIES, check_results
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -58,8 +58,9 @@ def main(arguments: list[str] | None = None) -> Path:
     args = parser.parse_args(arguments)
     try:
         results = [(dataset, task, float(value)) for dataset, task, value in args.result]
+        check_results(results)
     except ValueError as error:
-        parser.error(f"--result DATASET TASK VALUE takes a number at last: {error}")
+        parser.error(f"--result DATASET TASK VALUE: {error}")
     card = {entry: text for entry in ENTRIES if (text := getattr(args, entry)) is not None}
 
     if args.model.endswith(".py"):

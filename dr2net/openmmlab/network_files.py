@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from .. import __version__
@@ -43,6 +44,8 @@ def files_of(modules: Collection[str]) -> dict[str, Path] | None:
         specification = importlib.util.find_spec(f"{package}.{name}")
         if specification is None or specification.origin is None:
             return None
+        if specification.submodule_search_locations is not None:  # a folder of its own
+            return None
         found[name] = Path(specification.origin)
         beside, elsewhere = _imports(found[name])
         if elsewhere & set(OURS) or any("." in other for other in beside):
@@ -55,7 +58,7 @@ def _imports(file: Path) -> tuple[set[str], set[str]]:
     """What a file imports from its own folder, and the packages that it imports from."""
     beside: set[str] = set()
     elsewhere: set[str] = set()
-    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+    for statement in _run_by_import(ast.parse(file.read_text(encoding="utf-8"))):
         names = {alias.name for alias in getattr(statement, "names", ())}
         if isinstance(statement, ast.ImportFrom):
             if statement.level == 1:
@@ -69,6 +72,14 @@ def _imports(file: Path) -> tuple[set[str], set[str]]:
     return beside, elsewhere
 
 
+def _run_by_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """All of a file but the bodies of its functions."""
+    for part in ast.iter_child_nodes(tree):
+        if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield part
+            yield from _run_by_import(part)
+
+
 def copy_network(kinds: Mapping[str, str], files: Mapping[str, Path], folder: Path) -> str:
     """Copies a network's files into a package in ``folder``, whose import registers it.
 
@@ -80,7 +91,10 @@ def copy_network(kinds: Mapping[str, str], files: Mapping[str, Path], folder: Pa
         The package's name, for ``custom_imports``.
     """
     package = next(iter(kinds.values())).rpartition(".")[0]
-    name = f"{package.rpartition('.')[2]}_network"
+    # One process may load several, of other networks or of another version of these files.
+    content = b"".join(files[stem].read_bytes() for stem in sorted(files))
+    digest = hashlib.sha256(content + repr(sorted(kinds)).encode()).hexdigest()
+    name = f"{package.rpartition('.')[2]}_network_{digest[:8]}"
     (folder / name).mkdir()
     for stem, file in files.items():
         shutil.copyfile(file, folder / name / f"{stem}.py")

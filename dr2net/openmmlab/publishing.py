@@ -109,7 +109,9 @@ def publish_checkpoint(
         elif kinds:
             needs = f"needs dr2net, for {', '.join(sorted(kinds))}"
         if imports:
-            plain["custom_imports"] = {"imports": imports, "allow_failed_imports": False}
+            asked = config.get("custom_imports") or {}
+            may_fail = asked.get("allow_failed_imports", False) if not kinds else False
+            plain["custom_imports"] = {"imports": imports, "allow_failed_imports": may_fail}
         Config(plain).dump(draft / f"{name}.py")
         usage = USAGE.format(
             path=search,
@@ -156,7 +158,7 @@ def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
         dataset = loader["dataset"]
         steps = dataset.get("pipeline", ())
         steps = [{**step, "type": _of_the_library(step, own)} for step in steps]
-        if not steps or any(step["type"] is None for step in steps):
+        if not steps or any(step["type"] is None for step in steps) or _types(steps) & own.keys():
             return {}
         kind = _of_the_library(dataset, own)  # of which mmdetection's inferencer takes the colours
         loader = {"dataset": {**({"type": kind} if kind else {}), "pipeline": steps}}

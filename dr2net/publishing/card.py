@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["ENTRIES", "file_hash", "how_trained", "write_card", "write_results"]
+__all__ = ["ENTRIES", "check_results", "file_hash", "how_trained", "write_card", "write_results"]
 
 ENTRIES = {
     "data": "Trained on",
@@ -91,6 +91,31 @@ def write_card(
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def check_results(results: Sequence[tuple[str, str, float]]) -> None:
+    """Refuses figures that the Hub does not read.
+
+    Args:
+        results: as for ``write_results``.
+
+    Raises:
+        ValueError: a dataset has no such name, a task is empty or given twice, or a value is not
+            finite.
+    """
+    for number, (dataset, task, value) in enumerate(results):
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset) or "--" in dataset:
+            raise ValueError(
+                f"results has the dataset {dataset!r}: give its name on the Hub, with its owner's, "
+                "such as ILSVRC/imagenet-1k."
+            )
+        if not task.strip() or not math.isfinite(value):
+            raise ValueError(
+                f"results has {value!r} for the task {task!r} of {dataset}: give the task's name "
+                "and a finite number."
+            )
+        if (dataset, task) in {(one, of_it) for one, of_it, _ in results[:number]}:
+            raise ValueError(f"results has the task {task!r} of {dataset} twice: give it once.")
+
+
 def write_results(folder: Path, results: Sequence[tuple[str, str, float]]) -> None:
     """Writes ``.eval_results/NAME.yaml`` for each dataset that was tested on.
 
@@ -99,23 +124,11 @@ def write_results(folder: Path, results: Sequence[tuple[str, str, float]]) -> No
             ``ILSVRC/imagenet-1k``, the task of its leaderboard, and the figure in its unit.
 
     Raises:
-        ValueError: a dataset has no such name, a task is empty or given twice, or a value is not
-            finite.
+        ValueError: as ``check_results``.
     """
+    check_results(results)
     files = defaultdict(list)
-    for number, (dataset, task, value) in enumerate(results):
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", dataset) or "--" in dataset:
-            raise ValueError(
-                f"results has the dataset {dataset!r}: give its name on the Hub, with its owner's, "
-                "such as ILSVRC/imagenet-1k."
-            )
-        if not task or not math.isfinite(value):
-            raise ValueError(
-                f"results has {value!r} for the task {task!r} of {dataset}: give the task's name "
-                "and a finite number."
-            )
-        if (dataset, task) in {(one, of_it) for one, of_it, _ in results[:number]}:
-            raise ValueError(f"results has the task {task!r} of {dataset} twice: give it once.")
+    for dataset, task, value in results:
         files[dataset].append(
             f"- dataset:\n    id: {json.dumps(dataset)}\n"
             f"    task_id: {json.dumps(task, ensure_ascii=False)}\n"

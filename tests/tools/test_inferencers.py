@@ -23,8 +23,8 @@ from tools.predict import main as predict
 from tools.publish import main as publish
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECOGNIZER = CONFIGS / "video/demo/dr2net_held_vit_tiny_motion.py"
-DETECTOR = CONFIGS / "detection/demo/dr2net_held_retinanet_small_objects.py"
+RECOGNIZER = CONFIGS / "video/demo/dr2net_vit_tiny_motion.py"
+DETECTOR = CONFIGS / "detection/demo/dr2net_retinanet_small_objects.py"
 
 
 def save_checkpoint(config, path):

@@ -103,7 +103,7 @@ def test_a_result_goes_to_the_file_that_the_hub_reads(tmp_path, capsys):
     assert written == '- dataset:\n    id: "own/noise"\n    task_id: "top-1"\n  value: 61.5\n'
     with pytest.raises(SystemExit):
         main([*arguments, *ARGS, "--result", "own/noise", "top-1", "much"])
-    assert "takes a number at last: could not convert" in capsys.readouterr().err
+    assert "--result DATASET TASK VALUE: could not convert" in capsys.readouterr().err
 
 
 def test_a_model_that_is_none_is_named(tmp_path, capsys):

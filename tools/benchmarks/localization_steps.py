@@ -89,8 +89,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5, help="timed steps of each")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--frames", nargs="+", type=positive, help="only windows of these")
-    parser.add_argument("--out", type=Path, default=ROOT / "results/localization_steps.json")
+    parser.add_argument("--out", type=Path, help="by default results/localization_steps.json")
     arguments = parser.parse_args()
+    if arguments.out is None and (arguments.frames or arguments.device != "cuda"):
+        parser.error("--out: a part of the table, or another device's, needs a file of its own")
+    arguments.out = arguments.out or ROOT / "results/localization_steps.json"
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {arguments.device}: PyTorch finds no GPU here")
     logging.disable(logging.WARNING)

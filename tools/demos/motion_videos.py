@@ -97,12 +97,15 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
         FileExistsError: ``folder`` holds something else.
     """
     clips, videos = (
-        {split: max(1, count // shrink) for split, count in counts.items()}
+        # Two clips of a class make a batch of 16, and a smaller one would be left out of an epoch.
+        {split: max(2, count // shrink) for split, count in counts.items()}
         for counts in (CLIPS_PER_CLASS, VIDEOS)
     )
     settings = {
         "side": SIDE,
         "frames_per_second": FRAMES_PER_SECOND,
+        "turns": [*PRETRAINED_TURNS, *TURNS],
+        "ground": motion_clips.GROUNDS["pretrain"],
         "clips_per_class": clips,
         "videos": videos,
         "seconds": [*LENGTH, *ACTION, *PAUSE],

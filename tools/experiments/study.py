@@ -30,6 +30,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import torch
 from mmengine.utils import ProgressBar
 
 from tools.arguments import positive
@@ -50,11 +51,14 @@ def main() -> None:
     path = arguments.out / f"study_{arguments.study}.json"
     seeds = range(arguments.seeds)
     ways = [name for name in WAYS if not arguments.ways or any(t in name for t in arguments.ways)]
+    if not ways:
+        raise SystemExit(f"--ways: none has {arguments.ways} in its name: {'; '.join(WAYS)}")
     # The runs of a study that is under way can be looked at.
     with nullcontext() if arguments.table else locked(folder):
         keep_recipe(folder, recipe)
         runs = read_runs(folder, path)
         if not arguments.table:
+            refuse_other_devices(runs, arguments.device)
             run_all(recipe, folder, runs, ways, seeds, arguments.processes, arguments.device)
     check_twins(runs)
     searching = seeds[: recipe.searching_seeds]
@@ -63,10 +67,12 @@ def main() -> None:
         for way in WAYS
         if not WAYS[way].same_as and not list(missing(runs, [way], seeds, searching))
     ]
+    if not finished:
+        raise SystemExit(f"no way has all of its runs with {len(seeds)} seeds: nothing is written")
     rates = {way: chosen_rate(runs, way, searching) for way in finished}
     gpus = sorted({run["gpu"] for run in runs if "gpu" in run})
     result = {
-        **table_of(recipe, runs, rates),
+        **table_of(recipe, runs, rates, len(searching)),
         **origin("tools/experiments/study.py", ["timm", "peft"]),
         **({"hardware": ", ".join(gpus)} if gpus else {}),
         # Whatever the options of the runs, which may be of several days.
@@ -122,6 +128,21 @@ def read_runs(folder: Path, result: Path) -> list[Run]:
     by_job = {(run["way"], run["rate"], run["seed"]): run for run in found if run["way"] in WAYS}
     order = list(WAYS)
     return [by_job[job] for job in sorted(by_job, key=lambda job: (order.index(job[0]), *job[1:]))]
+
+
+def refuse_other_devices(runs: list[Run], device: str) -> None:
+    """See that runs are of this device, for bits differ by it.
+
+    Raises:
+        SystemExit: They are not.
+    """
+    here = None if device == "cpu" else torch.cuda.get_device_name(device)
+    others = {run.get("gpu") for run in runs} - {here}
+    if others:
+        raise SystemExit(
+            f"runs that are there are of {', '.join(str(name or 'a CPU') for name in others)}, not "
+            f"of {here or 'a CPU'}: give another --work-dir and --out, or the same --device"
+        )
 
 
 def check_twins(runs: list[Run]) -> None:

@@ -26,13 +26,16 @@ TWINS = (
 )
 
 
-def table_of(recipe: Recipe, runs: list[dict], rates: dict[str, float]) -> dict:
+def table_of(
+    recipe: Recipe, runs: list[dict], rates: dict[str, float], searching_seeds: int
+) -> dict:
     """Return the study's table, as result files have it.
 
     Args:
         recipe: Of the study.
         runs: What ``finetune`` returned.
         rates: The learning rate of each way that is reported. Others have no row.
+        searching_seeds: How many of the seeds chose it.
     """
     twins = [
         f"{way} (as {WAYS[way].same_as})"
@@ -74,8 +77,8 @@ def table_of(recipe: Recipe, runs: list[dict], rates: dict[str, float]) -> dict:
             size=recipe.size,
             precision=recipe.precision,
             searching=(
-                f" of the first {recipe.searching_seeds} seeds"
-                if recipe.searching_seeds < max((len(s) for s in chosen.values()), default=0)
+                f" of the first {searching_seeds} seeds"
+                if searching_seeds < max((len(s) for s in chosen.values()), default=0)
                 else ""
             ),
             confidence=CONFIDENCE,

@@ -141,6 +141,7 @@ class LocalizationDataset(VideoListDataset):
             "duration": duration,
             "segments": np.array([a["segment"] for a in found], float).reshape(-1, 2),
             "labels": np.array([0] * len(labels) if self.class_agnostic else labels, np.int64),
+            "class_agnostic": self.class_agnostic,
         }
 
     def _windows(self, item: dict) -> list[dict]:

@@ -72,7 +72,9 @@ def finder(
     """
     dataset = config.test_dataloader.dataset
     transforms = Compose(dataset.pipeline).transforms
-    merging = config.test_evaluator.get("nms") or {}
+    evaluator = config.test_evaluator
+    metrics = evaluator if isinstance(evaluator, Sequence) else [evaluator]
+    merging = next((metric.nms for metric in metrics if metric.get("nms")), {})
     names = class_names(classes, model.head.num_classes)
 
     def find(file: Path, seconds: float) -> list[dict]:
@@ -98,8 +100,11 @@ def class_names(classes: Sequence[str] | None, count: int) -> list[str]:
     """Return a name for each of ``count`` labels, as in ``predictor``."""
     if count == 1 and len(classes or ()) != 1:
         return ["action"]
-    known = list(classes or ())[:count]
-    return known + [f"class {label}" for label in range(len(known), count)]
+    return [_name(classes, label) for label in range(count)]
+
+
+def _name(classes: Sequence[str] | None, label: int) -> str:
+    return classes[label] if classes and label < len(classes) else f"class {label}"
 
 
 def _open(file: Path) -> tuple[np.ndarray, int, float]:
@@ -162,8 +167,8 @@ def draw_tested(
     merged = merge_windows([found])
     merged = merged[merged.scores >= 0.3]
     lanes = {
-        "annotated": _actions(sample.gt_instances, classes),
-        "found": _actions(merged, classes),
+        "annotated": _actions(sample.gt_instances, sample, classes),
+        "found": _actions(merged, sample, classes),
     }
     _draw_window(target, lanes, batch["inputs"][number], sample)
 
@@ -177,18 +182,18 @@ def draw_item(item: Any, classes: list[str] | None, target: Path) -> None:
         target: A path without an ending.
     """
     sample = item["data_samples"]
-    lanes = by_label(_actions(sample.gt_instances, classes))
+    lanes = by_label(_actions(sample.gt_instances, sample, classes))
     _draw_window(target, lanes, item["inputs"], sample)
 
 
-def _actions(instances: InstanceData, classes: Sequence[str] | None) -> list[dict]:
-    """Annotated or predicted instances as actions."""
+def _actions(instances: InstanceData, sample: Any, classes: Sequence[str] | None) -> list[dict]:
+    """Annotated or predicted instances of a sample as actions."""
     labels = instances.labels.tolist()
-    names = class_names(classes, max(labels, default=0) + 1)
+    names = ["action" if sample.class_agnostic else _name(classes, label) for label in labels]
     scores = instances.scores.tolist() if "scores" in instances else [None] * len(labels)
     return [
-        {"label": names[label], "segment": segment} | ({} if score is None else {"score": score})
-        for label, segment, score in zip(labels, instances.segments.tolist(), scores, strict=True)
+        {"label": name, "segment": segment} | ({} if score is None else {"score": score})
+        for name, segment, score in zip(names, instances.segments.tolist(), scores, strict=True)
     ]
 
 

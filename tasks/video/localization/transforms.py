@@ -169,14 +169,16 @@ class PackWindow(BaseTransform):
     """Make tensors: ``inputs``, uint8 (chunks, 3, frames, height, width), and a data sample.
 
     The data sample has ``gt_instances`` of ``segments`` (actions, 2), seconds of the video, and
-    ``labels``; what ``META`` names is its metainfo.
+    ``labels``; what ``META`` names is its metainfo, and whether labels are ``class_agnostic``.
     """
 
     META = ("video_id", "duration", "start", "frame_seconds", "valid_frames", "num_frames")
 
     def transform(self, results: dict) -> dict:
         """Pack ``imgs``, ``segments`` and ``labels``."""
-        sample = ActionDataSample(metainfo={key: results[key] for key in self.META})
+        about = {key: results[key] for key in self.META}
+        about["class_agnostic"] = results.get("class_agnostic", False)
+        sample = ActionDataSample(metainfo=about)
         sample.gt_instances = InstanceData(
             segments=torch.tensor(results["segments"], dtype=torch.float32),
             labels=torch.tensor(results["labels"]),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("scipy")
 from timm.models.vision_transformer import VisionTransformer
 
 from tools.experiments import finetuning, study, tables
+from tools.experiments.costs import whole_step
 from tools.experiments.finetuning import RECIPES, finetune
 from tools.experiments.image_sets import ImageSet, Part
 from tools.experiments.ways import WAYS, is_new
@@ -72,6 +74,30 @@ def test_a_rate_counts_when_all_seeds_have_run():
     assert list(study.missing(found, [way], SEEDS, SEEDS)) == [(way, 1e-4, 1)]
 
 
+def test_the_table_of_costs_is_of_the_bytes_in_its_file():
+    path = Path(study.__file__).parents[2] / "results/study_costs.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    for row in result["rows"]:
+        measured = result["measured"][row["finetuning"]]
+        assert row["whole step (MB)"] == f"{whole_step(measured) / 1e6:,.0f}"
+        assert row["kept (MB)"] == f"{measured['kept'] / 1e6:,.0f}"
+
+
+def test_runs_of_another_device_are_not_gone_on_from():
+    study.refuse_other_devices([run_of("conventional", 3e-5, 0)], "cpu")
+    with pytest.raises(SystemExit, match="of an H200, not of a CPU: give another --work-dir"):
+        study.refuse_other_devices([run_of("conventional", 3e-5, 0, gpu="an H200")], "cpu")
+
+
+def test_nothing_is_written_of_no_finished_way(tmp_path, monkeypatch):
+    options = ["--table", "--work-dir", str(tmp_path), "--out", str(tmp_path / "out")]
+    for further, message in (([], "nothing is written"), (["--ways", "nosuch"], "none has")):
+        monkeypatch.setattr("sys.argv", ["study.py", "fashion", *options, *further])
+        with pytest.raises(SystemExit, match=message):
+            study.main()
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_first_seeds_choose_the_rate_at_which_the_others_run():
     way, first = "conventional", range(1)
     jobs = [(way, rate, 0) for rate in (1e-5, 3e-5, 1e-4)]
@@ -106,7 +132,7 @@ def test_table_says_mean_interval_and_paired_difference():
         for way, tests in values.items()
         for seed, test in enumerate(tests)
     ]
-    result = tables.table_of(RECIPES["fashion"], runs, {"conventional": 3e-5, HELD: 3e-5})
+    result = tables.table_of(RECIPES["fashion"], runs, {"conventional": 3e-5, HELD: 3e-5}, 3)
     reference, held = result["rows"]
     # Student's t of 2 degrees of freedom at 97.5 % is 4.303.
     assert reference["top-1 (%)"] == f"72.0 ± {4.303 * 2 / 3**0.5:.1f}"

@@ -1,6 +1,7 @@
 """tools/predict.py on a localizer: ActivityNet's submission format, and a timeline."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
+from mmengine.structures import InstanceData
 from PIL import Image
 
 from tasks.video.localization import prediction
@@ -158,6 +160,27 @@ def test_no_prediction_is_made_of_nan(model, config, tmp_path):
 )
 def test_labels_have_names(classes, count, names):
     assert prediction.class_names(classes, count) == names
+
+
+@pytest.mark.parametrize(
+    ("class_agnostic", "names"), [(False, ["jump", "jump"]), (True, ["action", "action"])]
+)
+def test_drawn_actions_have_names_also_where_all_are_of_the_first_class(class_agnostic, names):
+    instances = InstanceData(labels=torch.tensor([0, 0]), segments=torch.tensor([[0.0, 1], [2, 3]]))
+    sample = SimpleNamespace(class_agnostic=class_agnostic)
+    found = prediction._actions(instances, sample, ["jump", "run"])
+    assert [action["label"] for action in found] == names
+
+
+def test_evaluators_in_a_list_merge_alike(model, config, tmp_path):
+    write_clip(tmp_path / "clip.mp4", frames=50)
+    listed = config.copy()
+    listed.test_evaluator = [config.test_evaluator]
+    found = (
+        prediction.finder(model, given, None)(tmp_path / "clip.mp4", 2.0)
+        for given in (config, listed)
+    )
+    assert next(found) == next(found)
 
 
 def test_items_and_tested_windows_are_drawn(model, dataset, tmp_path):
