@@ -100,16 +100,17 @@ def _write_apart(axes: Axes, labels: list[tuple[float, float, str]]) -> None:
     low, high = axes.get_ylim()
     gap, written = 0.03 * (high - low), []
     for y, x, text in sorted(labels):
+        left = text.startswith("LoRA,") or text.endswith("channels, held (7/8, 1/8)")
         near = [at for at, other in written if max(x, other) / min(x, other) < 1.5]
         at = max([y, *(other + gap for other in near if other > y - gap)])
         written.append((at, x))
         axes.annotate(
             text,
             (x, y),
-            (x / 1.06 if text.startswith("LoRA,") else x * 1.06, at),
+            (x / 1.06 if left else x * 1.06, at),
             fontsize=7,
             va="center",
-            ha="right" if text.startswith("LoRA,") else "left",
+            ha="right" if left else "left",
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey"},
         )
 
