@@ -15,4 +15,3 @@ val_dataloader = dict(dataset=clips)
 test_dataloader = dict(dataset=clips)
 
 train_cfg = dict(max_epochs=8, val_begin=1, val_interval=4)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
