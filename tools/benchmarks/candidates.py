@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import dr2net
 from tools.benchmarks.measurements import (
     gradients_of,
+    in_precision,
     peak_bytes,
     relative_difference,
     seconds_of_step,
@@ -37,7 +37,7 @@ def loss_of(forward: Callable[[Tensor], Tensor], x: Tensor, precision: str) -> C
     """A function that runs forward and returns the loss."""
 
     def loss() -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with in_precision(precision, x.device.type):
             return forward(x).float().square().mean()
 
     return loss

@@ -34,7 +34,7 @@ from mmaction.registry import MODELS
 from torch import Tensor
 
 from tools.arguments import positive
-from tools.benchmarks.measurements import peak_bytes, seconds_of_step
+from tools.benchmarks.measurements import in_precision, peak_bytes, seconds_of_step
 from tools.result_files import markdown_table, origin, write_json
 
 CASES = (
@@ -58,7 +58,7 @@ def measure(case: Case, way: str, rounds: int, device: str) -> dict:
             run = loss_of(model, windows)
 
         def loss() -> Tensor:
-            with torch.autocast(device, torch.bfloat16):
+            with in_precision("bfloat16", device):
                 return run()
 
         parameters = list(model.parameters())
@@ -129,9 +129,9 @@ def main() -> None:
                     "One window of frames of 160 × 160 px, 20 classes, bfloat16 by autocast. "
                     "Memory: weights, their gradients, AdamW's two moments, and the peak of "
                     "forward and backward beyond these, by PyTorch's allocator, 1 GB = 10^9 "
-                    "bytes; frames left out. Time: of forward and backward, median of "
-                    f"{arguments.rounds} after {WARMUP} to warm up. In brackets: both as shares "
-                    "of checkpointed."
+                    "bytes; frames left out. Time: of forward and backward, one way after the "
+                    f"other, median of {arguments.rounds} after {WARMUP} to warm up. In brackets: "
+                    "both as shares of checkpointed."
                 ),
                 "measured": measured,
             },

@@ -26,6 +26,11 @@ PROC = Path("/proc/self")
 BACKWARD = "backward of the step"
 
 
+def in_precision(precision: str, device: str) -> torch.autocast:
+    """Return what a network's modules are computed under: bfloat16 by autocast, or as they are."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bfloat16")
+
+
 def take_step(loss: Loss) -> None:
     """Run forward and backward."""
     loss().backward()

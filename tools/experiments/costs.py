@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 import dr2net
 from tools.arguments import positive
-from tools.benchmarks.measurements import peak_bytes, quartiles, seconds_of_step
-from tools.experiments.finetuning import in_precision
+from tools.benchmarks.measurements import in_precision, peak_bytes, quartiles, seconds_of_step
 from tools.experiments.pretrained import dinov2_small
 from tools.experiments.ways import WAYS, Way, prepare, select
 from tools.result_files import markdown_table, origin, write_json

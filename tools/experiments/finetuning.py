@@ -8,14 +8,16 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dr2net
+from tools.benchmarks.measurements import in_precision
 from tools.experiments.image_sets import ImageSet, Part, as_input, emoji, fashion_mnist
 from tools.experiments.pretrained import dinov2_small
 from tools.experiments.ways import WAYS, Way, parameter_groups, prepare, select
@@ -56,51 +58,47 @@ class Recipe:
     searching_seeds: int = 5
 
 
+FASHION = Recipe(
+    title="DINOv2 ViT-S/14 on 200 images of Fashion-MNIST",
+    draw=fashion_mnist,
+    numbers=(200, 200, 500),
+    classes=10,
+    size=42,
+    steps=60,
+    batch=16,
+    flips=(-1,),
+)
+EMOJI = replace(
+    FASHION,
+    title="DINOv2 ViT-S/14 on 300 of Noto's emoji",
+    draw=emoji,
+    numbers=(300, 200, 500),
+    classes=6,
+    steps=80,
+)
+# Hours a way on a CPU.
+ON_A_GPU: dict[str, Any] = {
+    "size": 98,
+    "batch": 64,
+    "precision": "bfloat16",
+    "searching_seeds": 3,
+}
 RECIPES = {
-    "fashion": Recipe(
-        title="DINOv2 ViT-S/14 on 200 images of Fashion-MNIST",
-        draw=fashion_mnist,
-        numbers=(200, 200, 500),
-        classes=10,
-        size=42,
-        steps=60,
-        batch=16,
-        flips=(-1,),
-    ),
-    "emoji": Recipe(
-        title="DINOv2 ViT-S/14 on 300 of Noto's emoji",
-        draw=emoji,
-        numbers=(300, 200, 500),
-        classes=6,
-        size=42,
-        steps=80,
-        batch=16,
-        flips=(-1,),
-    ),
-    # For a GPU: hours a way on a CPU.
-    "fashion_1000": Recipe(
+    "fashion": FASHION,
+    "emoji": EMOJI,
+    "fashion_1000": replace(
+        FASHION,
         title="DINOv2 ViT-S/14 on 1,000 images of Fashion-MNIST",
-        draw=fashion_mnist,
         numbers=(1000, 500, 2000),
-        classes=10,
-        size=98,
         steps=160,
-        batch=64,
-        flips=(-1,),
-        precision="bfloat16",
-        searching_seeds=3,
+        **ON_A_GPU,
     ),
-    "emoji_400": Recipe(
+    "emoji_400": replace(
+        EMOJI,
         title="DINOv2 ViT-S/14 on 400 of Noto's emoji",
-        draw=emoji,
         numbers=(400, 150, 500),
-        classes=6,
-        size=98,
         steps=100,
-        batch=64,
-        flips=(-1,),
-        precision="bfloat16",
-        searching_seeds=3,
+        **ON_A_GPU,
     ),
 }
 
@@ -206,11 +204,6 @@ def _train(
     if schedule is not None:
         schedule.apply(model, recipe.steps)
     return losses
-
-
-def in_precision(precision: str, device: str) -> torch.autocast:
-    """Return what a network's modules are computed under."""
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @torch.no_grad()

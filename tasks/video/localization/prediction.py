@@ -25,10 +25,14 @@ __all__ = ["ENDINGS", "KIND", "OPTIONS", "draw_item", "draw_tested", "is_input",
 
 # The arguments of ``predictor`` that a command line gives.
 OPTIONS = ("score_threshold",)
+DRAWN_FROM = 0.3  # the lowest score that is drawn, where nothing else is said
 
 
 def predictor(
-    model: ActionLocalizer, config: Config, classes: list[str] | None, score_threshold: float = 0.3
+    model: ActionLocalizer,
+    config: Config,
+    classes: list[str] | None,
+    score_threshold: float = DRAWN_FROM,
 ) -> Callable[[Path, Path], dict]:
     """Return what predicts a video: given its file and a path for pictures, without an ending.
 
@@ -165,7 +169,7 @@ def draw_tested(
     found = sample.pred_instances.cpu()
     # Of the window alone; overlapping predictions are merged when whole videos are evaluated.
     merged = merge_windows([found])
-    merged = merged[merged.scores >= 0.3]
+    merged = merged[merged.scores >= DRAWN_FROM]
     lanes = {
         "annotated": _actions(sample.gt_instances, sample, classes),
         "found": _actions(merged, sample, classes),
