@@ -75,6 +75,7 @@ def main() -> None:
         **table_of(recipe, runs, rates, len(searching)),
         **origin("tools/experiments/study.py", ["timm", "peft"]),
         **({"hardware": ", ".join(gpus)} if gpus else {}),
+        **when_and_by_what(runs, path),
         # Whatever the options of the runs, which may be of several days.
         "command": f"python tools/experiments/study.py {arguments.study}",
         "recipe": described(recipe),
@@ -82,6 +83,14 @@ def main() -> None:
     }
     write_json(path, result)
     print(markdown_table(result["columns"], result["rows"]))
+
+
+def when_and_by_what(runs: list[Run], result: Path) -> dict:
+    """Return date and versions of a result file that has these runs already, made elsewhere."""
+    written = json.loads(result.read_text()) if result.is_file() else {"runs": []}
+    if any(run not in written["runs"] for run in runs):
+        return {}
+    return {key: written[key] for key in ("date", "versions")}
 
 
 def parse_arguments() -> argparse.Namespace:

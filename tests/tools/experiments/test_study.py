@@ -214,8 +214,13 @@ def test_study_goes_on_where_it_stopped_and_from_a_result_file(recipe, tmp_path,
     assert len(result["runs"]) == len(made)
     monkeypatch.setattr("sys.argv", [*command, str(tmp_path / "new"), "--out", str(tmp_path)])
     before = len(made)
+    result["versions"]["torch"] = "of where it ran"
+    (tmp_path / "study_fashion.json").write_text(json.dumps(result))
     study.main()
     assert len(made) == before
+    assert (
+        json.loads((tmp_path / "study_fashion.json").read_text())["versions"] == result["versions"]
+    )
     monkeypatch.setitem(study.RECIPES, "fashion", replace(recipe, steps=11))
     with pytest.raises(FileExistsError, match="of another recipe"):
         study.main()
