@@ -22,7 +22,7 @@ from tools.demos.training_runs import last_checkpoint
 
 CONFIGS = ROOT / "configs/pointcloud/demo"
 LOOKS = {"pretrain": "home", "finetune": "office"}
-ROOMS, POINTS = 4, 12_000  # of an area, of a room
+ROOMS, POINTS = 8, 12_000  # of an area, of a room
 
 
 def write_data(folder: Path, shrink: int) -> None:

@@ -22,8 +22,8 @@ model = dict(
 )
 
 data_root = "data/rooms/finetune/rooms"
-# Four rooms.
-train_dataloader = dict(dataset=dict(data_root=data_root, areas=[1], loop=16))
+# Eight rooms.
+train_dataloader = dict(dataset=dict(data_root=data_root, areas=[1]))
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = dict(dataset=dict(data_root=data_root))
 

@@ -1,6 +1,6 @@
 """Pretrain a tiny PointViT conventionally on furnished homes; "make demo-pointcloud" runs it.
 
-    python tools/demos/furnished_rooms.py data/rooms/pretrain --look home --rooms 4
+    python tools/demos/furnished_rooms.py data/rooms/pretrain --look home --rooms 8
     python tools/prepare_pointcloud.py \
         data/rooms/pretrain/Stanford3dDataset_v1.2_Aligned_Version data/rooms/pretrain/rooms
     python tools/train.py configs/pointcloud/demo/pretrain_point_vit_tiny_rooms.py
@@ -23,7 +23,7 @@ model = dict(
     segmentor=dict(
         backbone=dict(
             embed_dims=64,
-            depth=12,
+            depth=24,
             num_heads=4,
             drop_path_rate=0.0,
             group_size=8,
@@ -56,7 +56,7 @@ train_pipeline = [
 # Reading a room costs less than handing it over from another process.
 in_process = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    in_process, batch_size=8, dataset=dict(data_root=data_root, loop=16, pipeline=train_pipeline)
+    in_process, batch_size=8, dataset=dict(data_root=data_root, loop=8, pipeline=train_pipeline)
 )
 # Rooms are small: every validation is a test at full resolution.
 val_dataloader = dict(
