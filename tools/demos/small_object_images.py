@@ -6,8 +6,8 @@ An image has 1024 × 1024 pixels: ground with structure at every scale from 4 to
 three hundred objects, and between them scratches and smudges that are none. The class is the shape;
 size, turn, contrast, colour and place are drawn without regard to it.
 
-Filled shapes on warm ground are the part ``pretrain``, open ones on cold ground the part
-``finetune``; each has ``train.json`` and ``val.json``, and the images in folders of the same names.
+The part ``pretrain`` has warm ground, the part ``finetune`` cold ground, on which objects stand out
+less; each has ``train.json`` and ``val.json``, and the images in folders of the same names.
 """
 
 import argparse
@@ -33,6 +33,8 @@ IMAGES = {
 }
 # Mean colours, RGB.
 GROUNDS = {"pretrain": (130, 105, 80), "finetune": (80, 105, 115)}
+# How much lighter or darker than the ground objects and smudges are.
+CONTRASTS = {"pretrain": (40, 80), "finetune": (30, 60)}
 SEED = 0
 
 Mask = np.ndarray
@@ -72,15 +74,16 @@ def _crescent(x: np.ndarray, y: np.ndarray) -> Mask:
     return _disc(x, y) & ~_disc((x - 0.5) / 0.8, y / 0.8)
 
 
-SHAPES: dict[str, dict[str, Shape]] = {
-    "pretrain": {"disc": _disc, "square": _square, "triangle": _triangle, "bar": _bar},
-    "finetune": {"ring": _ring, "cross": _cross, "corner": _corner, "crescent": _crescent},
+SHAPES: dict[str, Shape] = {
+    "disc": _disc,
+    "square": _square,
+    "triangle": _triangle,
+    "bar": _bar,
+    "ring": _ring,
+    "cross": _cross,
+    "corner": _corner,
+    "crescent": _crescent,
 }
-
-
-def class_names(part: str) -> tuple[str, ...]:
-    """Return the classes of ``pretrain`` or ``finetune`` in the order of their labels."""
-    return tuple(SHAPES[part])
 
 
 def draw_image(part: str, random: np.random.Generator) -> tuple[np.ndarray, list[tuple]]:
@@ -90,6 +93,7 @@ def draw_image(part: str, random: np.random.Generator) -> tuple[np.ndarray, list
         (SIDE, SIDE, 3) uint8 RGB; label, left, top, width and height of each object, in whole
         pixels. Boxes do not overlap.
     """
+    contrast = CONTRASTS[part]
     image = _draw_ground(GROUNDS[part], random)
     for _ in range(SCRATCHES):
         _draw_scratch(image, GROUNDS[part] + random.normal(size=3) * 30, random)
@@ -100,14 +104,15 @@ def draw_image(part: str, random: np.random.Generator) -> tuple[np.ndarray, list
             image,
             smudge @ smudge.T / smudge.max() ** 2,
             _find_place(side, side, [], random),
+            contrast,
             random,
         )
-    shapes, objects = list(SHAPES[part].values()), []
+    shapes, objects = list(SHAPES.values()), []
     for label in random.integers(len(shapes), size=OBJECTS).tolist():
         mask = _draw_shape(shapes[label], random)
         height, width = mask.shape
         left, top = _find_place(width, height, [box for _, *box in objects], random)
-        _paint(image, mask, (left, top), random)
+        _paint(image, mask, (left, top), contrast, random)
         objects.append((label, left, top, width, height))
     return np.clip(image, 0, 255).round().astype(np.uint8), objects
 
@@ -157,14 +162,18 @@ def _find_place(
 
 
 def _paint(
-    image: np.ndarray, mask: Mask, place: tuple[int, int], random: np.random.Generator
+    image: np.ndarray,
+    mask: Mask,
+    place: tuple[int, int],
+    contrast: tuple[float, float],
+    random: np.random.Generator,
 ) -> None:
     """Paint over the image where the mask is, lighter or darker than what is there."""
     left, top = place
     height, width = mask.shape
     under = image[top : top + height, left : left + width]
     direction = random.normal(size=3) * 0.3 + random.choice((-1, 1))
-    colour = under.mean((0, 1)) + random.uniform(40, 80) * direction
+    colour = under.mean((0, 1)) + random.uniform(*contrast) * direction
     under += mask[..., None] * (colour + random.normal(size=under.shape) * 5 - under)
 
 
@@ -184,6 +193,9 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
         "side": SIDE,
         "objects": OBJECTS,
         "sizes": list(SIZES),
+        "grounds": {part: list(colour) for part, colour in GROUNDS.items()},
+        "contrasts": {part: list(contrast) for part, contrast in CONTRASTS.items()},
+        "shapes": list(SHAPES),
         "seed": SEED,
         "images": {
             part: {split: max(1, count // shrink) for split, count in splits.items()}
@@ -222,7 +234,7 @@ def _write_split(folder: Path, part: str, split: str, count: int) -> None:
             }
             for index, (label, left, top, width, height) in enumerate(objects, start=1)
         ]
-    categories = [{"id": n, "name": name} for n, name in enumerate(class_names(part), start=1)]
+    categories = [{"id": n, "name": name} for n, name in enumerate(SHAPES, start=1)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     write_json(folder / f"{split}.json", content)
 

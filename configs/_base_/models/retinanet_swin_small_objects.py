@@ -18,7 +18,7 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 64, 128], out_channels=32, add_extra_convs=False, num_outs=3),
     bbox_head=dict(
-        num_classes=4,
+        num_classes=8,
         in_channels=32,
         feat_channels=32,
         stacked_convs=1,

@@ -3,7 +3,7 @@
     make demo-detection  # once, for the images and the pretrained weights
     python tools/train.py configs/detection/demo/conventional_retinanet_small_objects.py
 
-Recipe: that of pretrain_retinanet_small_objects.py.
+Recipe: that of pretrain_retinanet_small_objects.py at a quarter of its learning rate.
 """
 
 _base_ = "./pretrain_retinanet_small_objects.py"
@@ -22,17 +22,25 @@ model = dict(
 )
 
 data_root = "data/small_objects/finetune"
-metainfo = dict(classes=("ring", "cross", "corner", "crescent"))
-images = dict(metainfo=metainfo, data_root=data_root)
 # Of two images, in steps of two tiles.
-train_dataloader = dict(batch_size=2, dataset=dict(dataset=images))
-val_dataloader = dict(dataset=images)
+train_dataloader = dict(batch_size=2, dataset=dict(dataset=dict(data_root=data_root)))
+val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=f"{data_root}/val.json")
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_epochs=4, val_interval=4)
+train_cfg = dict(max_epochs=2, val_interval=1)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=5),
+    dict(
+        type="CosineAnnealingLR",
+        eta_min_ratio=0.01,
+        by_epoch=True,
+        begin=0,
+        convert_to_iter_based=True,
+    ),
+]
 
-# What "make demo-detection" keeps of the pretrained network: everything but the layer that says
-# which class it is.
+# What "make demo-detection" keeps of the pretrained network: all of it.
 load_from = "work_dirs/demo_detection/runs/pretrained.pth"

@@ -10,14 +10,14 @@ _base_ = "./conventional_retinanet_small_objects.py"
 
 model = dict(detector=dict(backbone=dict(alpha=1.0, beta=0.1, arithmetic="exact")))
 
-# Over the first 20 of 100 iterations.
+# Over the first 10 of 50 iterations.
 default_hooks = dict(
     coefficients=dict(
         type="CoefficientScheduleHook",
         alpha=(1.0, 0.0),
         beta=(0.1, 1.0),
         begin=0,
-        end=20,
+        end=10,
         by_epoch=False,
         order="alternate",
     )

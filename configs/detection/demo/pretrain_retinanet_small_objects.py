@@ -1,4 +1,4 @@
-"""Pretrain a tiny Swin detector conventionally on one part of the images; "make demo-detection".
+"""Pretrain a tiny Swin detector conventionally on warm ground; "make demo-detection" runs it.
 
     python tools/demos/small_object_images.py data/small_objects
     python tools/train.py configs/detection/demo/pretrain_retinanet_small_objects.py
@@ -23,7 +23,8 @@ model = dict(
 )
 
 data_root = "data/small_objects/pretrain"
-metainfo = dict(classes=("disc", "square", "triangle", "bar"))
+shapes = ("disc", "square", "triangle", "bar", "ring", "cross", "corner", "crescent")
+metainfo = dict(classes=shapes)
 # Reading an image costs less than handing it over from another process.
 in_process = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
@@ -77,7 +78,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=4)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=6, val_interval=6)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(

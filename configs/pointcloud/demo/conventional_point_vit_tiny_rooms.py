@@ -3,7 +3,7 @@
     make demo-pointcloud  # once, for the rooms and the pretrained weights
     python tools/train.py configs/pointcloud/demo/conventional_point_vit_tiny_rooms.py
 
-Recipe: that of pretrain_point_vit_tiny_rooms.py.
+Recipe: that of pretrain_point_vit_tiny_rooms.py at half its learning rate.
 """
 
 _base_ = "./pretrain_point_vit_tiny_rooms.py"

@@ -5,10 +5,19 @@ import numpy as np
 import pytest
 
 pytest.importorskip("cv2")
+pytest.importorskip("mmengine")
 import cv2
+from mmengine.config import Config
 
 from tools.demos import small_object_images
-from tools.demos.small_object_images import SIDE, SIZES, class_names, draw_image, write_data_set
+from tools.demos.small_object_images import (
+    CONTRASTS,
+    SHAPES,
+    SIDE,
+    SIZES,
+    draw_image,
+    write_data_set,
+)
 
 PARTS = ["pretrain", "finetune"]
 
@@ -27,9 +36,24 @@ def drawn(request):
     return image, np.array(objects)
 
 
-def test_parts_have_no_class_in_common():
-    names = [*class_names("pretrain"), *class_names("finetune")]
-    assert len(set(names)) == len(names) == 8
+def test_configs_of_both_parts_name_the_classes_in_their_order():
+    pytest.importorskip("mmdet")
+    from tools.demos.detection import DEMO
+
+    for path in (DEMO.pretraining, *DEMO.ways.values()):
+        config = Config.fromfile(path)
+        assert config.model.detector.bbox_head.num_classes == len(SHAPES)
+        for dataset in (config.train_dataloader.dataset.dataset, config.val_dataloader.dataset):
+            assert list(dataset.metainfo.classes) == list(SHAPES)
+
+
+def test_parts_differ_in_ground_and_contrast():
+    warm, cold = (draw_image(part, np.random.default_rng(0))[0] for part in PARTS)
+    assert warm[..., 0].mean() > warm[..., 2].mean() + 30
+    assert cold[..., 2].mean() > cold[..., 0].mean() + 20
+    # What is drawn is the same but for the strength of it.
+    assert CONTRASTS["finetune"] < CONTRASTS["pretrain"]
+    assert cold.std() < warm.std()
 
 
 def test_objects_of_every_class_are_many_and_mostly_of_8_to_32_pixels(drawn):
@@ -41,7 +65,7 @@ def test_objects_of_every_class_are_many_and_mostly_of_8_to_32_pixels(drawn):
     assert sides.min() >= SIZES[0]
     assert sides.max() <= SIZES[1]
     assert (sides <= 32).mean() > 0.6
-    assert np.bincount(objects[:, 0]).min() > len(objects) / 8
+    assert np.bincount(objects[:, 0], minlength=len(SHAPES)).min() > len(objects) / 16
 
 
 def test_boxes_lie_in_the_image_and_apart(drawn):
@@ -70,15 +94,13 @@ def test_box_is_where_the_object_is(part, monkeypatch):
         np.testing.assert_allclose(found, (left, top, width, height), atol=1)
 
 
-def test_sizes_and_places_do_not_depend_on_the_class(monkeypatch):
-    sizes = {}
-    for part in PARTS:
-        shapes = small_object_images.SHAPES[part].values()
-        for shape in shapes:
-            random = np.random.default_rng(0)
-            masks = [small_object_images._draw_shape(shape, random) for _ in range(5)]
-            sizes[shape] = [max(mask.shape) for mask in masks]
-    assert len(set(map(tuple, sizes.values()))) == 1
+def test_sizes_do_not_depend_on_the_class():
+    sizes = set()
+    for shape in SHAPES.values():
+        random = np.random.default_rng(0)
+        masks = [small_object_images._draw_shape(shape, random) for _ in range(5)]
+        sizes.add(tuple(max(mask.shape) for mask in masks))
+    assert len(sizes) == 1
 
 
 def test_files_are_what_was_drawn_in_cocos_format(images):
@@ -88,7 +110,7 @@ def test_files_are_what_was_drawn_in_cocos_format(images):
     key = [small_object_images.SEED, 1, 1, 0]
     image, objects = draw_image("finetune", np.random.default_rng(key))
     assert abs(pixels.astype(int) - image).mean() < 3  # JPEG
-    assert [category["name"] for category in coco["categories"]] == list(class_names("finetune"))
+    assert [category["name"] for category in coco["categories"]] == list(SHAPES)
     assert [(a["category_id"] - 1, *a["bbox"]) for a in coco["annotations"]] == objects
 
 
