@@ -156,9 +156,11 @@ def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
     loader: Mapping[str, Any] = config.test_dataloader
     if _types(loader) & own.keys():
         dataset = loader["dataset"]
-        steps = dataset.get("pipeline", ())
-        steps = [{**step, "type": _of_the_library(step, own)} for step in steps]
-        if not steps or any(step["type"] is None for step in steps) or _types(steps) & own.keys():
+        try:
+            steps = [_in_types_of_the_library(step, own) for step in dataset.get("pipeline", ())]
+        except LookupError:
+            return {}
+        if not steps:
             return {}
         kind = _of_the_library(dataset, own)  # of which mmdetection's inferencer takes the colours
         loader = {"dataset": {**({"type": kind} if kind else {}), "pipeline": steps}}
@@ -166,6 +168,24 @@ def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
     if not visualizer or _types(visualizer) & own.keys():
         return {"test_dataloader": loader}
     return {"test_dataloader": loader, "visualizer": {"type": visualizer["type"]}}
+
+
+def _in_types_of_the_library(settings: Any, own: Mapping[str, Any]) -> Any:
+    """Settings whose types, and those of what they hold, are the library's.
+
+    Raises:
+        LookupError: One of this project's inherits none of the library's.
+    """
+    if isinstance(settings, (list, tuple)):
+        return [_in_types_of_the_library(value, own) for value in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    found = {key: _in_types_of_the_library(value, own) for key, value in settings.items()}
+    if "type" in settings:
+        found["type"] = _of_the_library(settings, own)
+        if found["type"] is None:
+            raise LookupError(settings["type"])
+    return found
 
 
 def _of_the_library(settings: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:

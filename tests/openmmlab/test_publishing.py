@@ -250,6 +250,30 @@ def test_what_others_wrote_is_imported_as_before(tmp_path, monkeypatch):
     assert {step.type for step in dataset.pipeline} >= {"LoadImageFromFile", "PackDetInputs"}
 
 
+@pytest.mark.filterwarnings("ignore:This .* left")
+@pytest.mark.parametrize("inherits", [True, False], ids=["of the library's kind", "of its own"])
+def test_steps_within_steps_are_the_librarys_as_well_or_none_is_written(tmp_path, inherits):
+    pytest.importorskip("mmdet", exc_type=ImportError)
+    config, saved = tmp_path / "own.py", tmp_path / "epoch_5.pth"
+    step = "LoadTile" if inherits else "CropAroundObject"
+    config.write_text(
+        f"_base_ = {str(DETECTION)!r}\n"
+        f"within = [[dict(type={step!r})], [dict(type='LoadImageFromFile')]]\n"
+        "choice = dict(type='RandomChoice', transforms=within)\n"
+        "pipeline = [choice, dict(type='PackDetInputs')]\n"
+        "test_dataloader = dict(dataset=dict(pipeline=pipeline))\n"
+    )
+    torch.save({"state_dict": build(DETECTION, 0.875, 0.125).state_dict()}, saved)
+    path = main([str(config), str(saved), str(tmp_path / "out")])
+    published = Config.fromfile(path.parent / "own.py")
+    if not inherits:
+        assert "test_dataloader" not in published
+        return
+    choice, *_ = published.test_dataloader.dataset.pipeline
+    assert choice.type == "RandomChoice"
+    assert choice.transforms == [[{"type": "LoadImageFromFile"}]] * 2
+
+
 def test_off_the_line_and_of_another_model_nothing_is_published(tmp_path):
     saved = tmp_path / "epoch_5.pth"
     torch.save({"state_dict": build(DETECTION, 0.0, 1.0).state_dict()}, saved)
