@@ -3,8 +3,9 @@
     python tools/benchmarks/detection.py --out results/detection_step_cpu.json
 
     # on a GPU, under three minutes
-    python tools/benchmarks/detection.py --device cuda --bf16 --network dino5scale_swinl \\
-        --images 2 --case 800x1333x100 --out results/detection_step_gpu.json
+    python tools/benchmarks/detection.py --device cuda --precision bfloat16 \\
+        --network dino5scale_swinl --images 2 --case 800x1333x100 \\
+        --out results/detection_step_gpu.json
 """
 
 import argparse
@@ -32,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 import dr2net
 from tools.arguments import positive
+from tools.benchmarks.measurements import in_precision
 from tools.benchmarks.pictures import draw_peaks
 from tools.benchmarks.steps import Step, cells, measure_steps, notes
 from tools.result_files import markdown_table, origin, write_json
@@ -93,11 +95,11 @@ def make_batch(images: int, height: int, width: int, boxes: int) -> tuple[Tensor
     return torch.randn(images, 3, height, width), samples
 
 
-def loss_of(detector: nn.Module, batch: tuple[Tensor, list], bf16: bool) -> Tensor:
+def loss_of(detector: nn.Module, batch: tuple[Tensor, list], precision: str) -> Tensor:
     """Return the loss of a step, at the same random numbers each time."""
     torch.manual_seed(1)
     images, samples = batch
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+    with in_precision(precision, images.device.type):
         return detector.parse_losses(detector(images, samples, mode="loss"))[0]
 
 
@@ -107,7 +109,7 @@ def measure_case(
     images: int,
     rounds: int,
     device: str,
-    bf16: bool,
+    precision: str,
 ) -> dict[str, Step]:
     """Measure each way of training on images of (height, width, boxes)."""
     batch, samples = make_batch(images, *case)
@@ -115,7 +117,7 @@ def measure_case(
     steps = {}
     for way in WAYS:
         detector = build(way, settings).to(device)
-        steps[way] = Step(detector, partial(loss_of, detector, (batch, samples), bf16))
+        steps[way] = Step(detector, partial(loss_of, detector, (batch, samples), precision))
     measure_steps(steps, rounds, device)
     return steps
 
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=1, help="of a batch")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each way")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="result file (JSON) to write")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
@@ -150,7 +152,12 @@ def main() -> None:
     rows, data, peaks = [], {}, {}
     for case in cases:
         steps = measure_case(
-            settings, case, arguments.images, arguments.rounds, arguments.device, arguments.bf16
+            settings,
+            case,
+            arguments.images,
+            arguments.rounds,
+            arguments.device,
+            arguments.precision,
         )
         height, width, boxes = case
         for way, columns in cells(steps, CONVENTIONAL, CHECKPOINTED).items():
@@ -162,7 +169,6 @@ def main() -> None:
         gc.collect()
     print(markdown_table(list(rows[0]), rows))
     if arguments.out:
-        precision = "bfloat16" if arguments.bf16 else "float32"
         height, width, boxes = cases[0]
         size = f"{arguments.images} image(s) of {height} × {width}, {boxes:,} boxes"
         draw_peaks(
@@ -172,7 +178,7 @@ def main() -> None:
             arguments.out,
             {
                 "title": f"A training step of {arguments.network}, {arguments.images} image(s) a "
-                f"batch, {precision}: all of the detector.",
+                f"batch, {arguments.precision}: all of the detector.",
                 **origin("tools/benchmarks/detection.py", ["onedl-mmdetection"], arguments.device),
                 "columns": list(rows[0]),
                 "rows": rows,

@@ -3,8 +3,8 @@
     python tools/benchmarks/pointcloud.py --out results/pointcloud_step_cpu.json
 
     # on a GPU, under three minutes
-    python tools/benchmarks/pointcloud.py --device cuda --bf16 --clouds 8 --points 24000 \\
-        --out results/pointcloud_step_gpu.json
+    python tools/benchmarks/pointcloud.py --device cuda --precision bfloat16 \\
+        --clouds 8 --points 24000 --out results/pointcloud_step_gpu.json
 """
 
 import argparse
@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 import dr2net
 from tasks.pointcloud.structures import PointCloudSample
 from tools.arguments import positive
+from tools.benchmarks.measurements import in_precision
 from tools.benchmarks.steps import Step, cells, measure_steps, notes
 from tools.result_files import markdown_table, origin, write_json
 
@@ -67,11 +68,11 @@ def loss_of(
     segmentor: nn.Module,
     inputs: dict[str, Tensor],
     samples: list[PointCloudSample],
-    bf16: bool,
+    precision: str,
 ) -> Tensor:
     """Return the loss of a step, at the same random numbers each time."""
     torch.manual_seed(1)
-    with torch.autocast(inputs["coord"].device.type, torch.bfloat16, enabled=bf16):
+    with in_precision(precision, inputs["coord"].device.type):
         return segmentor.parse_losses(segmentor(inputs, samples, mode="loss"))[0]
 
 
@@ -91,14 +92,14 @@ def make_batch(
 
 
 def measure_case(
-    settings: dict, points: int, clouds: int, rounds: int, device: str, bf16: bool
+    settings: dict, points: int, clouds: int, rounds: int, device: str, precision: str
 ) -> dict[str, Step]:
     """Measure each way of training on clouds of so many points."""
     batch = make_batch(clouds, points, settings["decode_head"]["num_classes"], device)
     steps = {}
     for way in WAYS:
         segmentor = build(way, settings).to(device)
-        steps[way] = Step(segmentor, partial(loss_of, segmentor, *batch, bf16))
+        steps[way] = Step(segmentor, partial(loss_of, segmentor, *batch, precision))
     measure_steps(steps, rounds, device)
     return steps
 
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--clouds", type=positive, default=1, help="of a batch")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each way")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", type=Path, help="result file (JSON) to write")
     arguments = parser.parse_args()
     logging.disable(logging.INFO)
@@ -124,7 +125,7 @@ def main() -> None:
             arguments.clouds,
             arguments.rounds,
             arguments.device,
-            arguments.bf16,
+            arguments.precision,
         )
         for way, columns in cells(steps, CONVENTIONAL, CHECKPOINTED).items():
             rows.append({"points": f"{points:,}", **columns})
@@ -133,12 +134,11 @@ def main() -> None:
         gc.collect()
     print(markdown_table(list(rows[0]), rows))
     if arguments.out:
-        precision = "bfloat16" if arguments.bf16 else "float32"
         write_json(
             arguments.out,
             {
                 "title": f"A training step of Pix4Point-S, {arguments.clouds} cloud(s) a batch, "
-                f"{precision}: sampling, embedding, blocks, decoder and loss.",
+                f"{arguments.precision}: sampling, embedding, blocks, decoder and loss.",
                 **origin("tools/benchmarks/pointcloud.py", ["timm"], arguments.device),
                 "columns": list(rows[0]),
                 "rows": rows,

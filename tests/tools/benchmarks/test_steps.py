@@ -33,13 +33,13 @@ SEGMENTOR = {
 def detectors():
     init_default_scope("mmdet")
     settings = small_model("conventional_dino5scale_swint_coco")
-    return detection.measure_case(settings, (96, 128, 20), 1, 1, "cpu", bf16=False)
+    return detection.measure_case(settings, (96, 128, 20), 1, 1, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
 def segmentors():
     with DefaultScope.overwrite_default_scope("mmengine"):
-        return pointcloud.measure_case(SEGMENTOR, 256, 2, 1, "cpu", bf16=False)
+        return pointcloud.measure_case(SEGMENTOR, 256, 2, 1, "cpu", "float32")
 
 
 @pytest.mark.parametrize(
