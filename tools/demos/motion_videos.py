@@ -3,10 +3,9 @@
     python tools/demos/motion_videos.py data/motion_videos
 
 The motions are those of motion_clips.py: an object goes in one direction and then in another, and
-the class is the pair. Here it rests between them, and is of the same kind of texture as the ground,
-so that only the changes from frame to frame say where it is. The clips of the part ``pretrain``
-show nothing of the kind: there a bright object moves over dark ground, in other pairs of
-directions.
+the class is the pair. Here it rests between them, and has the same kind of texture as the ground,
+only somewhat brighter. In the clips of the part ``pretrain`` it stands out more: bright, over dark
+ground, and moves in other pairs of directions.
 
 ``pretrain`` holds clips and lists as Kinetics has them (docs/video.md), ``finetune`` videos and
 annotations as THUMOS14 has them (docs/localization.md).
@@ -30,8 +29,9 @@ CLIPS_PER_CLASS = {"train": 300, "val": 30}
 VIDEOS = {"training": 40, "validation": 30}
 # Seconds, drawn evenly from between the two.
 LENGTH, ACTION, PAUSE = (56, 64), (3.0, 6.0), (1.5, 4.0)
-SPEED = 0.2, 0.3  # frame's sides per second
+SPEED = 0.3, 0.45  # frame's sides per second
 CONTRAST = 0.7  # of the textures
+BRIGHTER = 0.2  # the object than the ground, from 0 to 1
 SEED = 0
 PRETRAINED_TURNS, TURNS = (0, 1), (2, 3)  # straight on and right; back and left
 CLASSES = motion_clips.class_names(TURNS)
@@ -52,6 +52,7 @@ def draw_video(random: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
         0.5 + CONTRAST * (smooth_noise(random, 4 * cells, cells) - 0.5)
         for cells in (SIDE // 4, radius)
     )
+    texture = texture + BRIGHTER
     mask = draw_mask(random, radius)
     places = random.uniform(0, SIDE, 2) + random.uniform(*SPEED) * SIDE * _way(actions, frames)
     drawn = [paste(ground, texture, mask, *place) for place in places]
@@ -111,6 +112,7 @@ def write_data_set(folder: Path, shrink: int = 1) -> None:
         "seconds": [*LENGTH, *ACTION, *PAUSE],
         "speed": [*SPEED],
         "contrast": CONTRAST,
+        "brighter": BRIGHTER,
         "seed": SEED,
     }
 

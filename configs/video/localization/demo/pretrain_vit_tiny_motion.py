@@ -14,4 +14,4 @@ train_dataloader = dict(dataset=clips)
 val_dataloader = dict(dataset=clips)
 test_dataloader = dict(dataset=clips)
 
-train_cfg = dict(max_epochs=8, val_begin=1, val_interval=4)
+train_cfg = dict(max_epochs=12, val_begin=1, val_interval=6)
