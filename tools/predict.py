@@ -35,7 +35,7 @@ from mmengine.utils import track_iter_progress
 from dr2net.openmmlab import convert_by_config
 from dr2net.openmmlab.checkpoint import expect_whole_models
 from tools.arguments import positive
-from tools.classes import class_names
+from tools.classes import class_names, innermost
 from tools.command_line import add_config_options, read_config
 from tools.result_files import write_json
 
@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> list[str]:
 
     config = read_config(args)
     task = task_of(config)
+    # What says how inputs are read, where a test has several sets or wraps its one.
+    config.test_dataloader.dataset = next(innermost(config.test_dataloader))
     chosen, problems = find_inputs(args.inputs, task, args.out)
     total = len(chosen) + len(problems)
     for problem in problems:

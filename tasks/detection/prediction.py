@@ -157,10 +157,8 @@ def read_image(file: Path) -> np.ndarray:
 
 def _pipeline(config: Config) -> list[dict]:
     """The test pipeline after its loading, without what needs annotations."""
-    dataset = config.test_dataloader.dataset
-    while "pipeline" not in dataset or "dataset" in dataset:
-        dataset = dataset["dataset"]
-    return [dict(step) for step in dataset.pipeline if "Load" not in step["type"]]
+    pipeline = config.test_dataloader.dataset.pipeline
+    return [dict(step) for step in pipeline if "Load" not in step["type"]]
 
 
 def _packs(step: dict) -> bool:

@@ -110,6 +110,30 @@ def test_a_video_gets_the_classes_that_a_test_gives_it(networks, predict, tmp_pa
     assert names_in(tmp_path / "out") == ["clip.json", "clip.png"]
 
 
+@pytest.mark.parametrize("kind", ["video", "plain", "room"])
+def test_a_test_of_several_sets_says_how_inputs_are_read_as_well(kind, networks, tmp_path, points):
+    base, _, checkpoint = networks(kind)
+    file = tmp_path / {"video": "in.mp4", "plain": "in.png", "room": "in.npy"}[kind]
+    if kind == "video":
+        write_clip(file, frames=40)
+    elif kind == "plain":
+        write_image(file, 200, 160)
+    else:
+        np.save(file, np.column_stack(points).astype(np.float32))
+    several = tmp_path / "several.py"
+    several.write_text(
+        f"_base_ = {str(base)!r}\n"
+        "both = [{{_base_.test_dataloader.dataset}}, {{_base_.test_dataloader.dataset}}]\n"
+        "sets = dict(_delete_=True, type='ConcatDataset', datasets=both)\n"
+        "test_dataloader = dict(dataset=sets)\n"
+    )
+    for config in (base, several):
+        out = tmp_path / Path(config).stem
+        command = [config, checkpoint, file, "--out", out, "--device", "cpu"]
+        assert main([*map(str, command)]) == []
+    assert read(tmp_path / "several/in.json") == read(tmp_path / Path(base).stem / "in.json")
+
+
 def test_more_clips_go_over_the_whole_video(predict, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", frames=100)
     assert predict("video", clip, "--out", tmp_path / "out", "--clips", 3) == []
