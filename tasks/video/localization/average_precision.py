@@ -62,19 +62,19 @@ def mean_average_precision(
     thresholds = [float(threshold) for threshold in thresholds]
     if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
         raise ValueError(f"thresholds of overlap lie in (0, 1], got {thresholds}")
-    truth = _annotations_by_class(database, subset, blocked, merge=rules == "opentad")
+    truth = annotations_by_class(database, subset, blocked, merge=rules == "opentad")
     if not truth:
         found = sorted({str(video.get("subset")) for video in database.values()})
         raise ValueError(
             f"there is no annotation in the subset {subset!r}; the annotations have the subsets "
             f"{', '.join(found) or 'none'}"
         )
-    predicted = _predictions_by_class(results, blocked)
+    predicted = predictions_by_class(results, blocked)
     smallest_union = 1e-8 if rules == "opentad" else None
     by_class = np.zeros((len(thresholds), len(truth)))
     for column, (label, annotations) in enumerate(truth.items()):
         if label in predicted:
-            hits = _hits(annotations, *predicted[label], thresholds, smallest_union)
+            hits = match(annotations, *predicted[label], thresholds, smallest_union) >= 0
             count = sum(map(len, annotations.values()))
             by_class[:, column] = [_area_under_interpolated(row, count) for row in hits]
     by_threshold = by_class.mean(axis=1)
@@ -118,7 +118,7 @@ def without_repetitions(annotations: Sequence[Mapping]) -> list[Mapping]:
     return kept
 
 
-def _annotations_by_class(
+def annotations_by_class(
     database: Mapping[str, Mapping], subset: str, blocked: Collection[str], merge: bool
 ) -> dict[str, Segments]:
     """Label to video to segments, labels in the order in which they come first."""
@@ -134,7 +134,7 @@ def _annotations_by_class(
     return found
 
 
-def _predictions_by_class(
+def predictions_by_class(
     results: Mapping[str, Sequence[Mapping]], blocked: Collection[str]
 ) -> dict[str, tuple[list[str], np.ndarray, np.ndarray]]:
     """Label to videos (N), segments (N, 2) and scores (N), in the order of ``results``."""
@@ -165,7 +165,7 @@ def _predictions_by_class(
     }
 
 
-def _hits(
+def match(
     annotations: Segments,
     videos: list[str],
     segments: np.ndarray,
@@ -173,10 +173,13 @@ def _hits(
     thresholds: Sequence[float],
     smallest_union: float | None,
 ) -> np.ndarray:
-    """Which predictions find an annotation, best score first: bool (thresholds, predictions)."""
+    """Which annotation of its video each prediction finds: int (thresholds, predictions).
+
+    Predictions are of one class and in the order of their scores, best first; -1 is none.
+    """
     # Where scores are equal, the order is that in which this call of the evaluators leaves them.
     order = scores.argsort()[::-1]
-    hits = np.zeros((len(thresholds), len(order)), bool)
+    found = np.full((len(thresholds), len(order)), -1)
     ranks: dict[str, list[int]] = defaultdict(list)
     for rank, index in enumerate(order):
         if videos[index] in annotations:
@@ -192,9 +195,9 @@ def _hits(
                 for column in nearest[row]:
                     if enough[level, row, column] and free[level, column]:
                         free[level, column] = False
-                        hits[level, of_video[row]] = True
+                        found[level, of_video[row]] = column
                         break
-    return hits
+    return found
 
 
 def _area_under_interpolated(hits: np.ndarray, annotations: int) -> float:
