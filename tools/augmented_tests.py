@@ -2,7 +2,7 @@
 
 from mmengine.config import Config
 
-from tools.classes import innermost
+from dr2net.openmmlab.loaders import innermost
 
 
 def augment_tests(config: Config) -> None:

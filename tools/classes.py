@@ -5,14 +5,15 @@ name a line, or, where there are no names, a number. Everything in the model and
 for names or for ``num_classes`` is then given these.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
+
+from dr2net.openmmlab.loaders import innermost
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # What the parts of a model that tell classes apart are called in OpenMMLab.
@@ -88,22 +89,6 @@ def class_names(config: Config, meta: dict) -> list[str] | None:
         if metainfo.get("classes"):
             return list(metainfo["classes"])
     return None
-
-
-def innermost(loader: ConfigDict | None) -> Iterator[ConfigDict]:
-    """Yield the configs of the datasets of a loader that read data, from within their wrappers."""
-    if not loader:
-        return
-    found = [loader.get("dataset")]
-    while found:
-        dataset = found.pop()
-        if not isinstance(dataset, dict):
-            continue
-        inside = [dataset.get("dataset"), *(dataset.get("datasets") or [])]
-        if any(inside):
-            found.extend(inside)
-        else:
-            yield dataset
 
 
 def _set_counts(part: object, count: int) -> None:

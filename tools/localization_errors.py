@@ -6,7 +6,8 @@
 
 prints two tables and draws them: of the best predictions, how many are true, double detections, of
 the wrong label, badly localized, confused with another class, or background (DETAD's kinds); and of
-the actions of each length, how many are found.
+the actions of each length, how many these predictions find. Annotations that are wrong, which
+tools/prepare_localization.py names, count for nothing.
 """
 
 import argparse
@@ -22,9 +23,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import tasks.video.localization  # noqa: F401 - mends mmaction2, which the modules below import
-from tasks.video.localization.annotations import BadAnnotationError, read_blocked, read_database
+from tasks.video.localization.annotations import (
+    BadAnnotationError,
+    clean,
+    read_blocked,
+    read_database,
+)
 from tasks.video.localization.error_analysis import KINDS, analyse_errors
 from tools.figures import save_figure
+from tools.prepare_localization import labels_of
 from tools.result_files import markdown_table
 
 
@@ -109,9 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="seconds between which lengths are told apart",
     )
     parser.add_argument("--blocked", type=Path, help="file of videos that are left out")
+    parser.add_argument(
+        "--ignored-labels", nargs="+", default=(), help="of annotations that are left out"
+    )
     args = parser.parse_args(arguments)
     try:
         database = read_database(args.annotations)
+        database, wrong = clean(database, labels_of(database), args.ignored_labels)
+        if wrong:
+            print(f"{len(wrong)} annotations or videos are wrong and left out", file=sys.stderr)
         subsets = sorted({str(entry.get("subset")) for entry in database.values()})
         if args.subset not in subsets:
             parser.error(f"--subset {args.subset}: the annotations have {', '.join(subsets)}")
@@ -124,11 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.lengths,
             blocked,
         )
+        draw(args.picture, kinds, actions, args.lengths)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     for rows in tables(kinds, actions, args.lengths):
         print(f"{markdown_table(list(rows[0]), rows)}\n")
-    draw(args.picture, kinds, actions, args.lengths)
     print(f"picture: {args.picture}")
 
 

@@ -42,7 +42,8 @@ UNREADABLE = (OSError, RuntimeError, ValueError)
 
 def labels_of(database: Mapping[str, Mapping]) -> list[str]:
     """Every label of a database, sorted."""
-    found = [a for entry in database.values() for a in entry.get("annotations", [])]
+    lists = [entry.get("annotations") for entry in database.values()]
+    found = [a for annotations in lists if isinstance(annotations, list) for a in annotations]
     return sorted({str(a["label"]) for a in found if isinstance(a, dict) and "label" in a})
 
 

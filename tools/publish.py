@@ -88,8 +88,9 @@ def publish_openmmlab(
     from mmengine.config import Config
 
     import dr2net.openmmlab  # noqa: F401 - mends OpenMMLab before a config imports it
+    from dr2net.openmmlab.loaders import innermost
     from dr2net.openmmlab.publishing import WRAPPERS, publish_checkpoint
-    from tools.classes import innermost, spread_classes
+    from tools.classes import spread_classes
 
     wrappers = {**WRAPPERS, "TiledDetector": "detector", "FullResolutionSegmentor": "segmentor"}
     config = Config.fromfile(args.model)

@@ -17,6 +17,7 @@ from ..publishing.card import file_hash, write_card, write_results
 from ..publishing.folders import new_folder
 from ..publishing.line import refuse_no_plain_network
 from .checkpoint import coefficients_in, read_checkpoint
+from .loaders import of_the_test
 from .network_files import OURS, copy_network, files_of
 
 __all__ = ["plain_settings", "publish_checkpoint"]
@@ -155,12 +156,10 @@ def _for_inferencers(config: Config, own: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     loader: Mapping[str, Any] = config.test_dataloader
     if _types(loader) & own.keys():
-        dataset = loader["dataset"]
         try:
-            steps = [_in_types_of_the_library(step, own) for step in dataset.get("pipeline", ())]
-        except LookupError:
-            return {}
-        if not steps:
+            dataset = of_the_test(loader)
+            steps = [_in_types_of_the_library(step, own) for step in dataset["pipeline"]]
+        except ValueError:
             return {}
         kind = _of_the_library(dataset, own)  # of which mmdetection's inferencer takes the colours
         loader = {"dataset": {**({"type": kind} if kind else {}), "pipeline": steps}}
@@ -174,17 +173,17 @@ def _in_types_of_the_library(settings: Any, own: Mapping[str, Any]) -> Any:
     """Settings whose types, and those of what they hold, are the library's.
 
     Raises:
-        LookupError: One of this project's inherits none of the library's.
+        ValueError: One of this project's inherits none of the library's.
     """
     if isinstance(settings, (list, tuple)):
-        return [_in_types_of_the_library(value, own) for value in settings]
+        return type(settings)(_in_types_of_the_library(value, own) for value in settings)
     if not isinstance(settings, Mapping):
         return settings
     found = {key: _in_types_of_the_library(value, own) for key, value in settings.items()}
-    if "type" in settings:
+    if isinstance(settings.get("type"), str):
         found["type"] = _of_the_library(settings, own)
         if found["type"] is None:
-            raise LookupError(settings["type"])
+            raise ValueError(f"{settings['type']} is of no library's kind")
     return found
 
 

@@ -260,7 +260,8 @@ def test_steps_within_steps_are_the_librarys_as_well_or_none_is_written(tmp_path
         f"_base_ = {str(DETECTION)!r}\n"
         f"within = [[dict(type={step!r})], [dict(type='LoadImageFromFile')]]\n"
         "choice = dict(type='RandomChoice', transforms=within)\n"
-        "pipeline = [choice, dict(type='PackDetInputs')]\n"
+        "resize = dict(type='Resize', scale=(64, 48), keep_ratio=True)\n"
+        "pipeline = [choice, resize, dict(type='PackDetInputs')]\n"
         "test_dataloader = dict(dataset=dict(pipeline=pipeline))\n"
     )
     torch.save({"state_dict": build(DETECTION, 0.875, 0.125).state_dict()}, saved)
@@ -269,7 +270,8 @@ def test_steps_within_steps_are_the_librarys_as_well_or_none_is_written(tmp_path
     if not inherits:
         assert "test_dataloader" not in published
         return
-    choice, *_ = published.test_dataloader.dataset.pipeline
+    choice, *resizes, _ = published.test_dataloader.dataset.pipeline
+    assert (64, 48) in [resize.get("scale") for resize in resizes]  # which has to be a tuple
     assert choice.type == "RandomChoice"
     assert choice.transforms == [[{"type": "LoadImageFromFile"}]] * 2
 

@@ -111,7 +111,9 @@ def test_a_video_gets_the_classes_that_a_test_gives_it(networks, predict, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["video", "plain", "room"])
-def test_a_test_of_several_sets_says_how_inputs_are_read_as_well(kind, networks, tmp_path, points):
+def test_of_several_and_wrapped_sets_the_first_says_how_inputs_are_read(
+    kind, networks, tmp_path, points
+):
     base, _, checkpoint = networks(kind)
     file = tmp_path / {"video": "in.mp4", "plain": "in.png", "room": "in.npy"}[kind]
     if kind == "video":
@@ -123,8 +125,9 @@ def test_a_test_of_several_sets_says_how_inputs_are_read_as_well(kind, networks,
     several = tmp_path / "several.py"
     several.write_text(
         f"_base_ = {str(base)!r}\n"
-        "both = [{{_base_.test_dataloader.dataset}}, {{_base_.test_dataloader.dataset}}]\n"
-        "sets = dict(_delete_=True, type='ConcatDataset', datasets=both)\n"
+        "first = dict(type='RepeatDataset', times=2, dataset={{_base_.test_dataloader.dataset}})\n"
+        "other = dict(type='BaseDataset', pipeline=[dict(type='Nothing')])\n"
+        "sets = dict(_delete_=True, type='ConcatDataset', datasets=[first, other])\n"
         "test_dataloader = dict(dataset=sets)\n"
     )
     for config in (base, several):
@@ -132,6 +135,16 @@ def test_a_test_of_several_sets_says_how_inputs_are_read_as_well(kind, networks,
         command = [config, checkpoint, file, "--out", out, "--device", "cpu"]
         assert main([*map(str, command)]) == []
     assert read(tmp_path / "several/in.json") == read(tmp_path / Path(base).stem / "in.json")
+
+
+def test_a_config_without_a_test_pipeline_is_refused(networks, tmp_path):
+    base, _, checkpoint = networks("video")
+    config, clip = tmp_path / "without.py", write_clip(tmp_path / "in.mp4", frames=40)
+    config.write_text(
+        f"_base_ = {str(base)!r}\ntest_dataloader = dict(dataset=dict(pipeline=[]))\n"
+    )
+    with pytest.raises(ValueError, match="no dataset with a pipeline"):
+        main([str(config), str(checkpoint), str(clip), "--out", str(tmp_path), "--device", "cpu"])
 
 
 def test_more_clips_go_over_the_whole_video(predict, tmp_path):

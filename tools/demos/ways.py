@@ -184,7 +184,8 @@ def run_demo(demo: Demo, arguments: argparse.Namespace, lock: int) -> None:
 def pretrain(demo: Demo, runs: Path, data: Path, lock: int) -> Path:
     """Pretrain in ``runs``; return the file of the weights that are transferred."""
     run = Run("pretraining", demo.pretraining, 0, demo.settings(data))
-    _report(demo, run.name, finish(run, runs / "pretrain", min(2, os.cpu_count() or 1), lock))
+    # With one thread, so that sums are taken in one order however many cores there are.
+    _report(demo, run.name, finish(run, runs / "pretrain", 1, lock))
     weights = open_checkpoint(last_checkpoint(runs / "pretrain"))["state_dict"]
     kept = {name: value for name, value in weights.items() if name.startswith(demo.transferred)}
     return _save(kept, runs / "pretrained.pth")

@@ -3,7 +3,8 @@
     make demo-detection  # once, for the images and the pretrained weights
     python tools/train.py configs/detection/demo/conventional_retinanet_small_objects.py
 
-Recipe: that of pretrain_retinanet_small_objects.py at a quarter of its learning rate.
+Recipe: that of pretrain_retinanet_small_objects.py at a quarter of its learning rate, in half the
+batch, over 2 epochs.
 """
 
 _base_ = "./pretrain_retinanet_small_objects.py"

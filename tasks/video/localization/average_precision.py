@@ -8,7 +8,7 @@ overlap most, if by the threshold at least; precision is interpolated over every
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -20,6 +20,8 @@ ACTIVITYNET = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RULES = ("opentad", "activitynet")
 # Annotations whose ends are so near (seconds) are one, by OpenTAD's rules.
 SAME = 1e-3
+# What unions of segments count as at least, by OpenTAD's rules (seconds).
+SMALLEST_UNION = 1e-8
 
 Segments = dict[str, list[tuple[float, float]]]
 
@@ -38,8 +40,8 @@ def mean_average_precision(
         database: Video to ``dict(subset, annotations)``, an annotation being ``dict(label,
             segment)``: what stands under ``database`` in an annotation file.
         results: Video to its predictions, ``dict(label, segment, score)``; segments are (start,
-            end) in seconds. Videos outside the subset, and labels that it does not have, count for
-            nothing.
+            end) in seconds. Those of labels that the subset does not have count for nothing, those
+            of videos outside of it as false, as the evaluators have it.
         subset: The part of the database that is evaluated.
         thresholds: Overlaps (intersection over union) above 0.
         blocked: Videos that are left out.
@@ -70,13 +72,13 @@ def mean_average_precision(
             f"{', '.join(found) or 'none'}"
         )
     predicted = predictions_by_class(results, blocked)
-    smallest_union = 1e-8 if rules == "opentad" else None
+    smallest_union = SMALLEST_UNION if rules == "opentad" else None
     by_class = np.zeros((len(thresholds), len(truth)))
     for column, (label, annotations) in enumerate(truth.items()):
         if label in predicted:
-            hits = match(annotations, *predicted[label], thresholds, smallest_union) >= 0
+            _, found = match(annotations, *predicted[label], thresholds, smallest_union)
             count = sum(map(len, annotations.values()))
-            by_class[:, column] = [_area_under_interpolated(row, count) for row in hits]
+            by_class[:, column] = [_area_under_interpolated(row >= 0, count) for row in found]
     by_threshold = by_class.mean(axis=1)
     return {
         "mAP": float(by_threshold.mean()),
@@ -124,9 +126,9 @@ def annotations_by_class(
     """Label to video to segments, labels in the order in which they come first."""
     found: dict[str, Segments] = {}
     for video, entry in database.items():
-        if entry["subset"] != subset or video in blocked:
+        if entry.get("subset") != subset or video in blocked:
             continue
-        annotations = entry["annotations"]
+        annotations = entry.get("annotations", [])
         for annotation in without_repetitions(annotations) if merge else annotations:
             start, end = map(float, annotation["segment"])
             of_class = found.setdefault(annotation["label"], {})
@@ -147,6 +149,7 @@ def predictions_by_class(
                 (start, end), score = prediction["segment"], prediction["score"]
                 label = prediction["label"]
                 finite = all(isinstance(v, Real) and np.isfinite(v) for v in (start, end, score))
+                finite = finite and isinstance(label, Hashable)
             except (KeyError, TypeError, ValueError):
                 finite = False
             if not finite:
@@ -172,10 +175,12 @@ def match(
     scores: np.ndarray,
     thresholds: Sequence[float],
     smallest_union: float | None,
-) -> np.ndarray:
-    """Which annotation of its video each prediction finds: int (thresholds, predictions).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let predictions of one class take annotations of it, best score first.
 
-    Predictions are of one class and in the order of their scores, best first; -1 is none.
+    Returns:
+        The order in which they come, int (predictions); and, in that order, which annotation of its
+        video each takes, int (thresholds, predictions), -1 for none.
     """
     # Where scores are equal, the order is that in which this call of the evaluators leaves them.
     order = scores.argsort()[::-1]
@@ -197,7 +202,7 @@ def match(
                         free[level, column] = False
                         found[level, of_video[row]] = column
                         break
-    return found
+    return order, found
 
 
 def _area_under_interpolated(hits: np.ndarray, annotations: int) -> float:

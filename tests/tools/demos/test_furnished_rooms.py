@@ -74,8 +74,9 @@ def test_rooms_of_an_area_lie_apart(rooms):
 def test_things_are_where_such_things_are(look):
     objects, room = draw(look)
     height = {name: points[:, 2] for name, points in objects}
-    assert room[:, :3].min() > -0.15  # a door lies behind its wall
-    assert height["floor"].mean() < 0.01
+    # A door lies 0.1 m behind its wall.
+    assert room[:, :3].min() > -0.11 - 5 * LOOKS[look].noise
+    assert abs(height["floor"].mean()) < 0.01
     assert height["ceiling"].min() > 2.2
     assert height["ceiling"].min() > height["beam"].min() > height["table"].max()
     assert np.ptp(height["column"]) > 0.9 * np.ptp(room[:, 2])
@@ -96,7 +97,7 @@ def test_walls_leave_doors_and_windows_open():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_furniture_does_not_overlap(seed):
-    objects, _ = draw(seed=seed, points=2000)
+    objects, _ = draw("home", seed=seed, points=2000)  # whose points are the less noisy
     standing = [
         (points[:, :2].min(axis=0), points[:, :2].max(axis=0))
         for name, points in objects
@@ -112,7 +113,7 @@ def test_about_as_many_points_as_asked_for():
         assert 0.85 * points < len(draw(points=points)[1]) < 1.15 * points
 
 
-def test_colours_say_nothing_of_the_class():
+def test_colours_hardly_tell_classes_apart():
     colors = {name: [] for name in CLASSES}
     for seed in range(40):
         for name, points in draw(seed=seed, points=1000)[0]:

@@ -3,7 +3,8 @@
     python tools/demos/motion_videos.py data/motion_videos
     python tools/train.py configs/video/localization/demo/pretrain_vit_tiny_motion.py
 
-Recipe: that of configs/video/demo/pretrain_vit_tiny_motion.py, on clips of the same motions.
+Recipe: that of configs/video/demo/pretrain_vit_tiny_motion.py, on clips of eight of its twelve
+motions, over two more epochs.
 """
 
 _base_ = "../../demo/pretrain_vit_tiny_motion.py"
