@@ -18,6 +18,7 @@ import dr2net
 from tools.demos import localization_picture, measurements, ways
 from tools.demos.localization import DEMO, FROZEN, ROOT, data_settings
 from tools.demos.motion_videos import write_data_set
+from tools.demos.table import paired_difference
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,18 @@ def test_the_picture_shows_truth_and_what_each_network_finds(data, tmp_path):
     localization_picture.draw(tmp_path / "picture.png", result, networks, settings)
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.height > 500
+
+
+def test_committed_result_separates_frozen_features():
+    path = Path(ROOT, f"results/demo_{DEMO.name}.json")
+    reached = {
+        name: figures["mAP"]
+        for name, figures in json.loads(path.read_text(encoding="utf-8"))["figures"].items()
+    }
+    assert list(reached) == [*DEMO.ways, ways.PLAIN]
+    assert len({len(values) for values in reached.values()}) == 1
+    mean, half = paired_difference(reached[ways.CONVENTIONAL], reached[FROZEN])
+    assert 100 * (mean - half) > 10
 
 
 @pytest.mark.slow
