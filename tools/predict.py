@@ -34,7 +34,6 @@ from mmengine.utils import track_iter_progress
 
 from dr2net.openmmlab import convert_by_config
 from dr2net.openmmlab.checkpoint import expect_whole_models
-from dr2net.openmmlab.loaders import of_the_test
 from tools.arguments import positive
 from tools.classes import class_names
 from tools.command_line import add_config_options, read_config
@@ -92,8 +91,6 @@ def main(arguments: list[str] | None = None) -> list[str]:
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, classes = load_model(config, args.checkpoint, device)
         options = {name: vars(args)[name] for name in task.OPTIONS}
-        # Where a test wraps its set, or has several: after their classes were read.
-        config.test_dataloader.dataset = of_the_test(config.get("test_dataloader"))
         predict = task.predictor(model, config, classes, **options)
         for file, target in track_iter_progress(list(chosen.items())):
             try:

@@ -15,6 +15,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from PIL import Image, ImageOps
 
 import tasks.detection  # noqa: F401 - gives mmcv's operators a body where it has none
+from dr2net.openmmlab.loaders import of_the_test
 
 from .annotations import DAMAGED, images_of_any_size
 from .pictures import draw_detections, draw_sample
@@ -157,7 +158,7 @@ def read_image(file: Path) -> np.ndarray:
 
 def _pipeline(config: Config) -> list[dict]:
     """The test pipeline after its loading, without what needs annotations."""
-    pipeline = config.test_dataloader.dataset.pipeline
+    pipeline = of_the_test(config.get("test_dataloader")).pipeline
     return [dict(step) for step in pipeline if "Load" not in step["type"]]
 
 

@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
 
+from dr2net.openmmlab.loaders import of_the_test
+
 from .pictures import class_colors, class_entries, draw_room, draw_views
 from .room_files import ENDINGS, is_room, read_room
 from .room_writing import write_ply
@@ -59,7 +61,7 @@ def predictor(
             f"{type(model).__name__} is no FullResolutionSegmentor, which predicts every point: "
             "wrap it as configs/_base_/models/pix4point_s.py does"
         )
-    dataset = config.test_dataloader.dataset
+    dataset = of_the_test(config.get("test_dataloader"))
     pack = Compose([dict(step) for step in dataset.pipeline])
     # As trained: a network that never saw colours gets none.
     colors = None if dataset.get("colors", True) else False

@@ -11,6 +11,8 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from torch import Tensor
 
+from dr2net.openmmlab.loaders import of_the_test
+
 from .dataset import UnreadableVideoError, decode
 from .pictures import draw_frames, draw_prediction
 
@@ -55,7 +57,7 @@ def predictor(
     # decord ends the whole process over some damaged files where it is given their bytes.
     pipeline = [
         dict(step, type="DecordOpen") if step["type"].endswith("DecordInit") else dict(step)
-        for step in config.test_dataloader.dataset.pipeline
+        for step in of_the_test(config.get("test_dataloader")).pipeline
     ]
     for step in pipeline:
         if step["type"] == "DecordOpen":

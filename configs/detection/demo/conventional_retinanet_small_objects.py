@@ -32,16 +32,8 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=2, val_interval=1)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=5),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min_ratio=0.01,
-        by_epoch=True,
-        begin=0,
-        convert_to_iter_based=True,
-    ),
-]
+warm_up = dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=5)
+param_scheduler = [warm_up, {{_base_.decay}}]
 
 # What "make demo-detection" keeps of the pretrained network: all of it.
 load_from = "work_dirs/demo_detection/runs/pretrained.pth"

@@ -86,16 +86,15 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=1.0),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(
-        type="CosineAnnealingLR",
-        eta_min_ratio=0.01,
-        by_epoch=True,
-        begin=0,
-        convert_to_iter_based=True,
-    ),
-]
+warm_up = dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=30)
+decay = dict(
+    type="CosineAnnealingLR",
+    eta_min_ratio=0.01,
+    by_epoch=True,
+    begin=0,
+    convert_to_iter_based=True,
+)
+param_scheduler = [warm_up, decay]
 
 # The last checkpoint counts, not the best on the images that it is tested on.
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(save_best=None))

@@ -11,6 +11,8 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from dr2net.openmmlab.loaders import of_the_test
+
 from ..dataset import UNREADABLE, UnreadableVideoError, decode
 from ..pictures import MOST_FRAMES
 from ..prediction import ENDINGS, KIND, is_input
@@ -74,7 +76,7 @@ def finder(
     It returns ``dict(label, segment, score)``, best first, and raises ValueError where the video
     cannot be read. The arguments are those of ``predictor``.
     """
-    dataset = config.test_dataloader.dataset
+    dataset = of_the_test(config.get("test_dataloader"))
     transforms = Compose(dataset.pipeline).transforms
     evaluator = config.test_evaluator
     metrics = evaluator if isinstance(evaluator, Sequence) else [evaluator]
