@@ -96,7 +96,7 @@ val_dataloader = test_dataloader
 test_evaluator = dict(ann_file=f"{data_root}/annotations.json")
 val_evaluator = test_evaluator
 
-train_cfg = dict(max_epochs=10, val_begin=5, val_interval=5)
+train_cfg = dict(max_epochs=7, val_begin=4, val_interval=3)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3), paramwise_cfg=dict(custom_keys={"backbone": dict(lr_mult=0.5)})
 )
