@@ -291,6 +291,8 @@ def _save(weights: dict[str, torch.Tensor], path: Path) -> Path:
 
 def _report(demo: Demo, name: str, figures: dict[str, list]) -> None:
     label, key = next(iter(demo.figures.items()))
-    # A pretraining may be of another task, with figures of its own.
-    reached = f"{label} {100 * figures[key][-1]:.1f}" if key in figures else "finished"
-    print(f"{name}: {reached}", flush=True)
+    if key not in figures:  # of a pretraining of another task: its own come after the epochs
+        names = list(figures)
+        key = names[names.index("epoch") + 1]
+        label = f"{key} (%)"
+    print(f"{name}: {label} {100 * figures[key][-1]:.1f}", flush=True)
