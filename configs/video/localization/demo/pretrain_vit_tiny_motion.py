@@ -4,7 +4,7 @@
     python tools/train.py configs/video/localization/demo/pretrain_vit_tiny_motion.py
 
 Recipe: that of configs/video/demo/pretrain_vit_tiny_motion.py, on clips of eight of its twelve
-motions, at a lower rate: at 1.5e-3 the loss sometimes stayed on a plateau for seven epochs.
+motions, at a lower rate: at 1.5e-3 the loss stayed on a plateau in one of four trials.
 """
 
 _base_ = "../../demo/pretrain_vit_tiny_motion.py"
