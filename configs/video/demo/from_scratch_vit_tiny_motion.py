@@ -10,4 +10,4 @@ _base_ = "./conventional_vit_tiny_motion.py"
 
 load_from = None
 # As in pretraining: from random weights every layer learns at the same rate.
-optim_wrapper = dict(optimizer=dict(lr=1.5e-3), paramwise_cfg=dict(decay_rate=1.0))
+optim_wrapper = dict(optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=1.0))
